@@ -1,0 +1,6 @@
+"""vae-serve: trained variational autoencoders behind an API. Knows nothing of how they were trained."""
+
+import os
+
+# onnxruntime reports usage unless told otherwise before it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,0 +1,112 @@
+"""What can go wrong, in our own terms. Knows nothing of HTTP: http/errors.py gives each its status.
+
+Problem
+├── Refused                 the caller's mistake; the message says what to do instead
+│   ├── Malformed           the bytes can't be read as what they claim to be
+│   ├── Unknown             no such model, version or operation
+│   ├── Unspeakable         the answer is wanted in a form we don't write
+│   ├── Unreadable          the body is in a form we don't read
+│   ├── TooLarge            a limit, named in the message
+│   └── Invalid             read, understood, and not a request for this model
+├── Unavailable             not the caller's mistake, and not for ever
+│   ├── Overloaded          the waiting room is full
+│   ├── NotReady            still loading, refused at load, or draining
+│   └── Late                the deadline passed, or can't be met
+└── Ours                    nobody's mistake but ours
+    ├── ArtifactRefused     a folder that isn't the artifact its manifest says
+    ├── DeviceUnavailable   CUDA was demanded and isn't there
+    └── EngineFailed        the runtime could not compute these rows
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class Problem(Exception):
+    """Anything this service says about what went wrong."""
+
+
+class Refused(Problem):
+    """The caller's mistake."""
+
+
+class Malformed(Refused):
+    """The bytes can't be read as what they claim to be."""
+
+
+class Unknown(Refused):
+    """No such model, version or operation."""
+
+
+class Unspeakable(Refused):
+    """The answer is wanted in a form we don't write."""
+
+
+class Unreadable(Refused):
+    """The body is in a form we don't read."""
+
+
+class TooLarge(Refused):
+    """Over a limit; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a request: where (a JSON pointer, RFC 6901) and why."""
+
+    pointer: str
+    reason: str
+
+
+class Invalid(Refused):
+    """Read, understood, and not a request for this model."""
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__("; ".join(f"{fault.pointer or '/'}: {fault.reason}" for fault in faults))
+        self.faults = faults
+
+
+def invalid(pointer: str, reason: str) -> Invalid:
+    """An Invalid of one fault.
+
+    >>> str(invalid("/draws", "must be at least 1"))
+    '/draws: must be at least 1'
+    """
+    return Invalid(Fault(pointer, reason))
+
+
+class Unavailable(Problem):
+    """Not now; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(Unavailable):
+    """The waiting room is full."""
+
+
+class NotReady(Unavailable):
+    """Still loading, refused at load, or draining."""
+
+
+class Late(Unavailable):
+    """The deadline passed, or can't be met."""
+
+
+class Ours(Problem):
+    """Nobody's mistake but ours."""
+
+
+class ArtifactRefused(Ours):
+    """A folder that isn't the artifact its manifest says."""
+
+
+class DeviceUnavailable(Ours):
+    """CUDA was demanded and isn't there."""
+
+
+class EngineFailed(Ours):
+    """The runtime could not compute these rows."""

@@ -1,0 +1,1 @@
+"""How we are spoken to; with app.py, the only place that knows FastAPI."""

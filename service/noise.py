@@ -1,0 +1,105 @@
+"""Noise: seeds become standard normal draws. Knows nothing of models; every graph takes its noise as an input.
+
+A score uses one *bank* per (seed, draws), the same for every row. Encoding and sampling use one *generator* a
+request, filled row by row, so that what a row gets does not depend on how the request is cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+SCRAMBLES = 4  # independent Sobol scrambles sharing the draws of a bank; their spread gives the error
+FEWEST_SCRAMBLED = 16  # below this many draws a scramble has too few points to be worth its name
+SEEDS = 2**53  # seeds are integers that every JSON reader holds exactly
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """The noise of one estimator: standard normal draws and the groups whose spread is its error.
+
+    noise: (draws, latent_size) float32. groups: how many consecutive draws belong to each independent scramble;
+    one group for each draw when the draws are plain.
+    """
+
+    seed: int
+    noise: NDArray[np.float32]
+    groups: tuple[int, ...]
+
+    @property
+    def draws(self) -> int:
+        """How many draws of the latent the bank holds."""
+        return len(self.noise)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What each draw weighs in the mean of the groups' means; (draws,), sums to 1."""
+        sizes = np.repeat(np.asarray(self.groups, np.float64), self.groups)
+        return np.asarray(1.0 / (len(self.groups) * sizes), np.float64)
+
+
+def groups(draws: int) -> tuple[int, ...]:
+    """How a bank of so many draws is shared out among independent groups.
+
+    >>> groups(16), groups(18), groups(3)
+    ((4, 4, 4, 4), (5, 5, 4, 4), (1, 1, 1))
+    """
+    if draws < FEWEST_SCRAMBLED:
+        return (1,) * draws
+    share, over = divmod(draws, SCRAMBLES)
+    return tuple(share + (scramble < over) for scramble in range(SCRAMBLES))
+
+
+@lru_cache(maxsize=32)
+def bank(seed: int, draws: int, latent_size: int) -> Bank:
+    """The bank for a seed: four scrambled Sobol sequences from 16 draws on, plain draws below.
+
+    >>> bank(0, 16, 2).noise.shape
+    (16, 2)
+    """
+    sizes = groups(draws)
+    if draws < FEWEST_SCRAMBLED:
+        noise = normals(seed, (draws, latent_size))
+    else:
+        noise = np.concatenate([_scramble(seed, index, size, latent_size) for index, size in enumerate(sizes)])
+    noise.setflags(write=False)
+    return Bank(seed, noise, sizes)
+
+
+def _scramble(seed: int, index: int, size: int, latent_size: int) -> NDArray[np.float32]:
+    """The first `size` points of one Owen-scrambled Sobol sequence, as standard normals.
+
+    Points are taken from a whole power of two, since SciPy warns about any other count, and shifted by half of
+    the 2^-30 grid, so that none is 0 and the inverse normal stays finite.
+    """
+    # Here, not at the head: scipy.stats takes half a second to import, and calibrated banks are read from disk.
+    from scipy.special import ndtri
+    from scipy.stats import qmc
+
+    sequence = qmc.Sobol(latent_size, scramble=True, bits=30, rng=np.random.default_rng([seed, index]))
+    points = sequence.random_base2(max(0, (size - 1).bit_length()))[:size] + 2.0**-31
+    return np.asarray(ndtri(points), np.float32)
+
+
+def generator(seed: int, purpose: int = 0) -> np.random.Generator:
+    """A request's generator; different purposes of one seed are independent streams."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
+
+
+def normals(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normals for a request, filled row by row.
+
+    >>> (normals(7, (5, 2))[:3] == normals(7, (3, 2))).all()
+    np.True_
+    """
+    return generator(seed).standard_normal(shape).astype(np.float32)
+
+
+def fresh_seed() -> int:
+    """A seed from the system's entropy, below 2^53."""
+    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] % SEEDS)
