@@ -1,0 +1,97 @@
+"""The command line: fit → export → calibrate, each telling what it did and what comes next. Knows no mathematics."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.errors import ArtifactRefused
+from training.config import Unusable
+
+app = typer.Typer(
+    help="Fit a VAE on data, export it to an artifact that the service serves, and calibrate its scores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False, soft_wrap=True)
+
+Config = Annotated[Path, typer.Argument(help="A run, in YAML.", metavar="CONFIG")]
+RunFolder = Annotated[Path, typer.Argument(help="A fitted run's folder.", metavar="RUN")]
+ArtifactFolder = Annotated[Path, typer.Argument(help="<models>/<name>/<version>.", metavar="ARTIFACT")]
+Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch.")]
+Models = Annotated[Path, typer.Option("--to", help="Where artifacts are kept.")]
+Version = Annotated[int | None, typer.Option("--version", min=1, help="The next free one, unless given.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Overwrite that version.")]
+
+
+@app.command()
+def fit(path: Config, runs: Runs = Path("runs"), resume: Resume = False) -> None:
+    """Fit a run: weights, figures and a picture, in runs/<name>."""
+    from training import config
+    from training import fit as fitting
+
+    with plainly():
+        run = config.read(path)
+        folder = runs / run.name
+        fitted = fitting.fit(run, folder, resume=resume, console=console)
+        last = fitted.figures[-1]
+        console.print(
+            f"Kept epoch {len(fitted.figures)}: held-out ELBO {fitting.held_out(last):.2f} nats a row "
+            f"= {last['log_likelihood']:.2f} − {last['kl']:.2f}"
+        )
+        console.print(f"Look at  {folder / fitting.PICTURE}")
+        console.print(f"Then     python -m training export {folder}")
+
+
+@app.command()
+def export(
+    run: RunFolder, to: Models = Path("exported_models"), version: Version = None, replace: Replace = False
+) -> None:
+    """Export a fitted run to an artifact, and hold it to its promises."""
+    from training import export as exporting
+    from training import fit as fitting
+
+    with plainly():
+        fitted = fitting.load(run)
+        with console.status("exporting") as status:
+            folder = exporting.export(fitted, to, version=version, replace=replace, say=status.update)
+        console.print(f"Wrote    {folder} ({sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB)")
+        console.print(f"Then     python -m training calibrate {folder}")
+
+
+@app.command()
+def calibrate(folder: ArtifactFolder) -> None:
+    """Score held-out rows with the service's own engine, so that its scores come with p-values."""
+    from training import calibrate as calibrating
+
+    with plainly():
+        with console.status("scoring the calibration split"):
+            made = calibrating.calibrate(folder)
+        console.print(
+            f"Scored   {made.n} held-out rows at {made.draws} draws; the smallest p-value is {made.smallest_p:.2g}"
+        )
+        console.print("Then     make serve")
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """One clear line and a status instead of a traceback: 2 for what the caller can mend, 1 for a refused artifact."""
+    try:
+        yield
+    except Unusable as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+    except ArtifactRefused as error:
+        typer.echo(f"refused: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m training")

@@ -1,0 +1,170 @@
+"""The run: one checked config, read from YAML, stored whole in the checkpoint and in the manifest. Knows no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.artifact import NAME
+
+
+class Unusable(Exception):
+    """Something that the person at the keyboard can mend; the message is one line that says how."""
+
+
+class Part(BaseModel):
+    """A part of a run: immutable, strictly typed, and nothing in it that we don't know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Size = Annotated[int, Field(ge=1, le=65_536)]
+Sizes = Annotated[list[Size], Field(min_length=1, max_length=8)]
+
+
+class Mnist(Part):
+    """5,000 handwritten digits, 28×28 grey levels 0–255."""
+
+    name: Literal["mnist"]
+    split_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Digits(Part):
+    """1,797 handwritten digits, 8×8 with 17 levels; with `binarise`, 1 where the level is above it and 0 elsewhere."""
+
+    name: Literal["digits"]
+    binarise: Annotated[int | None, Field(ge=0, le=15)] = None
+    split_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class BreastCancer(Part):
+    """569 rows of 30 measurements; the model is fitted to the rows of the `normal` class alone."""
+
+    name: Literal["breast-cancer"]
+    normal: Literal["benign", "malignant"] = "benign"
+    split_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class File(Part):
+    """Your own rows, in an .npy file: uint8 for levels 0…highest, or float64 for real values."""
+
+    name: Literal["file"]
+    path: str
+    source: str = Field(description="where the rows come from, for the manifest")
+    highest: Annotated[int | None, Field(ge=1, le=255, description="the highest level of uint8 rows")] = None
+    split_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Mlp(Part):
+    """Dense layers; `sizes` are the hidden ones, in the order that the data goes through them."""
+
+    kind: Literal["mlp"]
+    sizes: Sizes
+
+
+class Conv(Part):
+    """Convolutions that halve (encoder) or double (decoder) the picture at each of `sizes` channels, and a dense layer.
+
+    Sizes are written from the picture inwards in the encoder and outwards in the decoder.
+    """
+
+    kind: Literal["conv"]
+    sizes: Sizes
+    dense: Size
+
+
+class Bernoulli(Part):
+    """Binary data."""
+
+    family: Literal["bernoulli"]
+
+
+class DiscretisedLogistic(Part):
+    """Integer levels; `smallest_scale` is in steps between levels."""
+
+    family: Literal["discretised_logistic"]
+    smallest_scale: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class Normal(Part):
+    """Real values; `smallest_scale` is in standard deviations of the fitted rows."""
+
+    family: Literal["normal"]
+    smallest_scale: Annotated[float, Field(gt=0, le=1)] = 0.05
+
+
+class Objective(Part):
+    """What is maximised: E_q[log p(x|z)] − β·KL, with β rising linearly over the first `warm_up` epochs."""
+
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    warm_up: Annotated[int, Field(ge=0)] = 0
+
+
+class Optimiser(Part):
+    """Adam, stopped when the held-out bound has not risen for `patience` epochs."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: Size = 64
+    epochs: Size = 100
+    patience: Size = 10
+
+
+Data = Annotated[Mnist | Digits | BreastCancer | File, Field(discriminator="name")]
+Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
+Family = Annotated[Bernoulli | DiscretisedLogistic | Normal, Field(discriminator="family")]
+
+
+class Run(Part):
+    """Everything that makes a model what it is, but the data's bytes."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    description: str = ""
+    data: Data
+    encoder: Network
+    decoder: Network
+    latent_size: Annotated[int, Field(ge=1, le=1024)]
+    likelihood: Family
+    objective: Objective = Objective()
+    optimiser: Optimiser = Optimiser()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def plain(self) -> dict[str, Any]:
+        """The run as plain dicts, lists, numbers and text."""
+        return self.model_dump(mode="json")
+
+
+def read(path: Path) -> Run:
+    """The run in a YAML file; Unusable says in one line what is wrong with it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Unusable(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Unusable(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    return check(content, str(path))
+
+
+def check(content: object, where: str) -> Run:
+    """A run from plain values; Unusable names the first thing that is wrong, and where."""
+    try:
+        return Run.model_validate(content)
+    except ValidationError as error:
+        raise Unusable(f"{where}: {_first(error)}") from error
+
+
+def write(run: Run) -> str:
+    """The run as YAML, every default spelt out."""
+    return yaml.safe_dump(run.plain(), sort_keys=False, allow_unicode=True)
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, on one line."""
+    found = error.errors(include_url=False, include_input=False)
+    step, others = found[0], len(found) - 1
+    place = ".".join(str(part) for part in step["loc"])
+    more = f" (and {others} more)" if others else ""
+    return " ".join(f"{place}: {step['msg']}{more}".split()) if place else step["msg"]

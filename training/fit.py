@@ -1,0 +1,243 @@
+"""Fitting: a run → a folder with its weights, figures and picture. Knows no graph and no artifact.
+
+runs/<name>/
+    config.yaml      the run, every default spelt out
+    best.ckpt        at the highest held-out bound; what is exported
+    last.ckpt        after the last whole epoch; where `--resume` goes on
+    metrics.json     the terms of the bound over epochs
+    picture.png      what to look at before believing any of it
+
+Batches and noise are functions of (seed, epoch, step), so a run that was killed and resumed ends where an
+uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from service import noise
+from training import config, data, objective, picture, vae
+from training.config import Run, Unusable
+from training.data import DataSet
+from training.vae import VAE
+
+CONFIG, BEST, LAST, METRICS, PICTURE = "config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "picture.png"
+HELD_OUT = "held_out_bound"
+HELD_OUT_DRAWS = 4  # of one fixed noise bank: enough to rank epochs, cheap enough for every one of them
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fitted VAE with what it came from; figures has one entry an epoch up to the one that was kept."""
+
+    run: Run
+    data: DataSet
+    vae: VAE
+    figures: list[Figures]
+
+
+class Module(lightning.LightningModule):
+    """A VAE in training."""
+
+    def __init__(self, run: Run, dataset: DataSet) -> None:
+        super().__init__()
+        self.run, self.dataset = run, dataset
+        self.vae = vae.build(run, dataset)
+        self.figures: list[Figures] = []
+        self.fitted, self.held_out = Tally(), Tally()
+        self.register_buffer("bank", torch.tensor(noise.bank(run.seed, HELD_OUT_DRAWS, run.latent_size).noise))
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The fitted rows in an order that the seed and the epoch alone decide."""
+        rows = self.dataset.splits["fit"]
+        order = np.random.default_rng([self.run.seed, self.current_epoch]).permutation(len(rows))
+        return DataLoader(TensorDataset(torch.from_numpy(rows[order])), self.run.optimiser.batch_size)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The rows that decide when to stop."""
+        return DataLoader(TensorDataset(torch.from_numpy(self.dataset.splits["validation"])), 250)
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        """−(E_q[log p(x|z)] − β·KL), one draw a row, in nats."""
+        (x,) = batch
+        generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + self.global_step)
+        epsilon = torch.randn((len(x), 1, self.run.latent_size), generator=generator).to(self.device)
+        terms = objective.terms(self.vae, x, epsilon)
+        self.fitted.add(terms)
+        loss = -objective.weighted(terms, objective.beta_at(self.current_epoch, self.run.objective)).mean()
+        if not torch.isfinite(loss):
+            raise Unusable(f"the objective is not a finite number in epoch {self.current_epoch}; lower optimiser.lr")
+        return loss
+
+    def validation_step(self, batch: list[Tensor], _: int) -> None:
+        """The two terms on held-out rows, with β = 1 whatever training weighs them with."""
+        self.held_out.add(objective.terms(self.vae, batch[0], self.bank))
+
+    def on_validation_epoch_end(self) -> None:
+        """What early stopping looks at."""
+        means = self.held_out.means()
+        self.log(HELD_OUT, means["log_likelihood"] - means["kl"])
+
+    def on_train_epoch_end(self) -> None:
+        """One line in the history."""
+        fitted = {f"fit_{name}": value for name, value in self.fitted.take().items()}
+        self.figures.append({**self.held_out.take(), **fitted})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, with decoupled weight decay."""
+        wanted = self.run.optimiser
+        return torch.optim.AdamW(self.parameters(), lr=wanted.lr, weight_decay=wanted.weight_decay)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Plain values only, so that the file loads without unpickling code."""
+        checkpoint["run"] = self.run.plain()
+        checkpoint["splits"] = {name: part.sha256 for name, part in self.dataset.digests.items()}
+        checkpoint["figures"] = [dict(line) for line in self.figures]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The history so far."""
+        self.figures = list(checkpoint["figures"])
+
+
+class Tally:
+    """Means over rows that come a batch at a time."""
+
+    def __init__(self) -> None:
+        self.sums, self.rows = np.zeros(2), 0
+
+    def add(self, terms: objective.Terms) -> None:
+        """Count a batch."""
+        both = torch.stack((terms.log_likelihood.detach().sum(), terms.kl.detach().sum()))
+        self.sums, self.rows = self.sums + both.cpu().numpy(), self.rows + len(terms.kl)
+
+    def means(self) -> Figures:
+        """The means so far, nats a row."""
+        log_likelihood, kl = (self.sums / self.rows).tolist()
+        return {"log_likelihood": log_likelihood, "kl": kl}
+
+    def take(self) -> Figures:
+        """The means so far, and begin anew."""
+        means = self.means()
+        self.__init__()  # type: ignore[misc]  # final, and without arguments
+        return means
+
+
+class Bar(Callback):
+    """A line that moves: the epoch, the held-out bound and its terms."""
+
+    def __init__(self, run: Run, console: Console) -> None:
+        text = TextColumn("{task.description}")
+        self.progress = Progress(text, BarColumn(), TimeRemainingColumn(), console=console)
+        self.task = self.progress.add_task(run.name, total=run.optimiser.epochs)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Move on."""
+        bound = float(trainer.callback_metrics[HELD_OUT])
+        epoch = pl_module.current_epoch + 1
+        text = f"{self.progress.tasks[0].description.split(' ')[0]} epoch {epoch}: held-out ELBO {bound:.2f} nats"
+        self.progress.update(self.task, description=text, completed=epoch)
+
+
+def fit(run: Run, folder: Path, *, resume: bool = False, console: Console | None = None) -> Fitted:
+    """Fit a run into its folder; with `resume`, from the last whole epoch. Unusable where that can't be."""
+    module = Module(run, data.load(run.data))
+    last = _begin(run, folder, resume)
+    bar = Bar(run, console or Console(quiet=True))
+    trainer = _trainer(run, folder, bar)
+    with warnings.catch_warnings(), bar.progress:
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+        trainer.fit(module, ckpt_path=last, weights_only=True)
+    if trainer.interrupted:
+        raise Unusable(f"stopped in epoch {module.current_epoch}; go on with --resume")
+    fitted = load(folder)
+    (folder / METRICS).write_text(json.dumps(module.figures, indent=1) + "\n")
+    picture.draw(fitted.vae, fitted.run, fitted.data, module.figures, folder / PICTURE)
+    return fitted
+
+
+def load(folder: Path) -> Fitted:
+    """The fitted model in a run's folder, on the data that it was fitted to."""
+    checkpoint = _read(folder / BEST)
+    run = config.check(checkpoint["run"], str(folder / BEST))
+    dataset = data.load(run.data)
+    if {name: part.sha256 for name, part in dataset.digests.items()} != checkpoint["splits"]:
+        raise Unusable(f"{folder}: was fitted to other rows than {run.data.name} now gives; fit again")
+    fresh = vae.build(run, dataset)
+    weights = {name.removeprefix("vae."): value for name, value in checkpoint["state_dict"].items() if name != "bank"}
+    fresh.load_state_dict(weights)
+    return Fitted(run, dataset, fresh.eval().requires_grad_(False), checkpoint["figures"])
+
+
+def held_out(figures: Figures) -> float:
+    """The held-out bound of an epoch."""
+    return figures["log_likelihood"] - figures["kl"]
+
+
+def _begin(run: Run, folder: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None for a folder cleared of an earlier run."""
+    last = folder / LAST
+    if resume:
+        if not last.exists():
+            raise Unusable(f"{last}: there is nothing to resume; fit without --resume")
+        if _read(last)["run"] != run.plain():
+            raise Unusable(f"{last}: was made by another config than this one; fit without --resume")
+        return last
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (BEST, LAST, METRICS, PICTURE):
+        (folder / name).unlink(missing_ok=True)
+    (folder / CONFIG).write_text(config.write(run), encoding="utf-8")
+    return None
+
+
+def _trainer(run: Run, folder: Path, *callbacks: Callback) -> lightning.Trainer:
+    """Lightning without its talk: early stopping, two checkpoints, and the caller's callbacks."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    stop = EarlyStopping(HELD_OUT, mode="max", patience=run.optimiser.patience, check_on_train_epoch_end=True)
+    keep = ModelCheckpoint(
+        folder,
+        Path(BEST).stem,
+        monitor=HELD_OUT,
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    return lightning.Trainer(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        max_epochs=run.optimiser.epochs,
+        callbacks=[*callbacks, stop, keep],
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        default_root_dir=folder,
+        **quiet,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint's values; only plain ones and tensors are ever loaded."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except OSError as error:
+        raise Unusable(f"{path}: {error.strerror}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise Unusable(f"{path}: not a checkpoint of this trainer") from error

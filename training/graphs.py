@@ -1,0 +1,192 @@
+"""Graphs: a VAE as the five ONNX graphs of an artifact, as bytes. Knows no tolerance and no folder.
+
+Each module's inputs and outputs are those of `service.artifact.graphs`. Noise is an input; nothing here is random.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from training.likelihoods import total
+from training.vae import VAE
+
+OPSET = 20
+Outputs = tuple[Tensor, ...]
+
+
+class EncoderGraph(nn.Module):
+    """x → q(z|x)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor) -> Outputs:
+        """mean, log_scale (n, d)."""
+        q = self.vae.posterior(x)
+        return q.mean, q.log_scale
+
+
+class DecoderGraph(nn.Module):
+    """z → p(x|z)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Outputs:
+        """mean and the family's parameters, (n, *event) each."""
+        likelihood = self.vae.likelihood
+        parameters = self.vae.parameters_at(z)
+        mean = likelihood.mean(parameters)
+        each = (mean, *(parameters[name].expand(mean.shape) for name in likelihood.parameter_names))
+        return tuple(value.reshape(z.shape[0], *self.vae.event_shape) for value in each)
+
+
+class ElboGraph(nn.Module):
+    """x and a noise bank → the terms of the bound, one pass."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, noise: Tensor) -> Outputs:
+        """log_likelihood (n, k); log_weight = log p(x, z)/q(z|x) (n, k); kl (n,)."""
+        q = self.vae.posterior(x)
+        z = q.draws(noise.to(self.vae.dtype))
+        log_likelihood = self.vae.log_likelihood(x, z)
+        log_prior_ratio = total(0.5 * (squares(noise) - squares(z))) + total(q.log_scale).unsqueeze(-1)
+        return log_likelihood, log_likelihood + log_prior_ratio, total(q.kl())
+
+
+class JointGraph(nn.Module):
+    """log p(x, z) at any z."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, z: Tensor) -> Outputs:
+        """log_likelihood, log_prior (n, k)."""
+        return self.vae.log_likelihood(x, z), -0.5 * (total(squares(z)) + z.shape[-1] * math.log(2 * math.pi))
+
+
+class TermsGraph(nn.Module):
+    """The bound's terms, number by number and latent by latent."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, noise: Tensor) -> Outputs:
+        """feature_log_likelihood (n, k, *event), latent_kl (n, d)."""
+        q = self.vae.posterior(x)
+        terms = self.vae.feature_log_likelihood(x, q.draws(noise.to(self.vae.dtype)))
+        return terms.reshape(x.shape[0], noise.shape[0], *self.vae.event_shape), q.kl()
+
+
+def squares(values: Tensor) -> Tensor:
+    """Squares in float64."""
+    doubles = values.double()
+    return doubles * doubles
+
+
+MODULES: Mapping[str, type[nn.Module]] = {
+    "encoder": EncoderGraph,
+    "decoder": DecoderGraph,
+    "elbo": ElboGraph,
+    "joint": JointGraph,
+    "terms": TermsGraph,
+}
+
+
+def modules(vae: VAE) -> dict[str, nn.Module]:
+    """The five graphs as torch modules, by name."""
+    return {name: module(vae).eval() for name, module in MODULES.items()}
+
+
+def export(name: str, module: nn.Module, example: Mapping[str, Tensor], outputs: tuple[str, ...]) -> bytes:
+    """A module as ONNX, leading axes dynamic, nothing of this machine in it. example: two or more rows and draws."""
+    n, k = Dim("n", min=0), Dim("k", min=0)
+    axes: dict[str, dict[int, Any]] = {
+        "x": {0: n},
+        "z": {0: n, 1: k} if name == "joint" else {0: n},
+        "noise": {0: k},
+    }
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(example.values()),
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(axes[key] for key in example),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        program.save(path, external_data=False)
+        return stripped(onnx.load(path), name)
+
+
+def stripped(model: onnx.ModelProto, name: str) -> bytes:
+    """The graph without notes on where it came from, checked."""
+    model.graph.name, model.doc_string, model.producer_version = name, "", ""
+    del model.metadata_props[:]
+    _strip(model.graph)
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            _strip_node(node)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for node in graph.node:
+        _strip_node(node)
+
+
+def _strip_node(node: onnx.NodeProto) -> None:
+    node.doc_string = ""
+    del node.metadata_props[:]
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            _strip(attribute.g)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter without its talk."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

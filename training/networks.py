@@ -1,0 +1,103 @@
+"""Networks: encoders x → q(z|x) and decoders z → the likelihood's heads. Know no likelihood; events are flat.
+
+ReLU only: it is exact, cheap, and gives a row the same bits whatever batch it is in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training import config
+from training.config import Unusable
+from training.likelihoods import aligned, softclip
+
+LOG_SCALE = -6.0, 2.0  # bounds of log σ of q(z|x), soft
+
+
+@dataclass(frozen=True, slots=True)
+class DiagonalNormal:
+    """q(z|x) = N(mean, diag e^(2 log_scale)); both (rows, d)."""
+
+    mean: Tensor
+    log_scale: Tensor
+
+    def draws(self, noise: Tensor) -> Tensor:
+        """z = mean + σ ε for every row and every ε of a bank, (k, d) → (rows, k, d)."""
+        return self.mean.unsqueeze(1) + torch.exp(self.log_scale).unsqueeze(1) * noise
+
+    def kl(self) -> Tensor:
+        """KL(q(z|x) ‖ N(0, I)) of each latent, ½(σ² + mean² − 1) − log σ, in nats, float64, (rows, d)."""
+        mean, log_scale = self.mean.double(), self.log_scale.double()
+        return 0.5 * (aligned(torch.exp, 2.0 * log_scale) + mean * mean - 1.0) - log_scale
+
+
+class Encoder(nn.Module):
+    """Standardised x, (rows, D) → q(z|x)."""
+
+    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int) -> None:
+        super().__init__()
+        self.body = _encoder_body(wanted, event_shape, 2 * latent_size)
+
+    def forward(self, x: Tensor) -> DiagonalNormal:
+        """The posterior, its log scale softly bounded."""
+        mean, raw = self.body(x).chunk(2, dim=-1)
+        return DiagonalNormal(mean, softclip(raw, *LOG_SCALE))
+
+
+class Decoder(nn.Module):
+    """z, (rows, d) → the likelihood's heads, (rows, heads, D)."""
+
+    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, int(torch.Size(event_shape).numel())
+        self.body = _decoder_body(wanted, event_shape, latent_size, heads)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The heads."""
+        heads: Tensor = self.body(z).reshape(z.shape[0], self.heads, self.size)
+        return heads
+
+
+def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int) -> nn.Sequential:
+    size = int(torch.Size(event_shape).numel())
+    if isinstance(wanted, config.Mlp):
+        return _dense([size, *wanted.sizes, out])
+    height, width = _smallest(event_shape, len(wanted.sizes))
+    halving: list[nn.Module] = [nn.Unflatten(1, (1, *event_shape))]
+    for before, after in itertools.pairwise((1, *wanted.sizes)):
+        halving += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*halving, nn.Flatten(), *_dense([wanted.sizes[-1] * height * width, wanted.dense, out]))
+
+
+def _decoder_body(wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: int) -> nn.Sequential:
+    size = int(torch.Size(event_shape).numel())
+    if isinstance(wanted, config.Mlp):
+        return _dense([latent_size, *wanted.sizes, heads * size])
+    height, width = _smallest(event_shape, len(wanted.sizes))
+    first = wanted.sizes[0]
+    doubling: list[nn.Module] = [nn.ReLU(), nn.Unflatten(1, (first, height, width))]
+    for before, after in itertools.pairwise((*wanted.sizes, wanted.sizes[-1])):
+        doubling += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+    doubling += [nn.Conv2d(wanted.sizes[-1], heads, 3, padding=1), nn.Flatten()]
+    return nn.Sequential(*_dense([latent_size, wanted.dense, first * height * width]), *doubling)
+
+
+def _dense(sizes: list[int]) -> nn.Sequential:
+    """Dense layers with ReLU between."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _smallest(event_shape: tuple[int, ...], halvings: int) -> tuple[int, int]:
+    """The picture's size after so many halvings; Unusable where it can't be halved so often."""
+    factor = 2**halvings
+    if len(event_shape) != 2 or any(side % factor for side in event_shape):
+        shape = "×".join(map(str, event_shape))
+        raise Unusable(f"network conv: {halvings} sizes need a picture whose sides divide by {factor}, not {shape}")
+    return event_shape[0] // factor, event_shape[1] // factor
