@@ -56,6 +56,8 @@ class Fitted:
 class Module(lightning.LightningModule):
     """A VAE in training."""
 
+    bank: Tensor
+
     def __init__(self, run: Run, dataset: DataSet) -> None:
         super().__init__()
         self.run, self.dataset = run, dataset

@@ -117,6 +117,12 @@ def _levels(support: Support) -> tuple[float, float, float]:
     return support.lowest, support.highest, support.step
 
 
+def _together(parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """loc and scale in float64, of one shape."""
+    loc = parameters["loc"].double()
+    return loc, parameters["scale"].double().expand(loc.shape)
+
+
 class Bernoulli(Likelihood):
     """Binary x, a mass: P(x) = σ(l)ˣ σ(−l)¹⁻ˣ, so log P(x) = −softplus((1 − 2x) l).
 
@@ -176,18 +182,18 @@ class DiscretisedLogistic(Likelihood):
         """levels: (lowest, highest, step). smallest_scale: in steps."""
         super().__init__()
         self.lowest, self.highest, self.step = levels
-        self.middle, self.half = (self.lowest + self.highest) / 2, (self.highest - self.lowest) / 2
+        self.middle, self.reach = (self.lowest + self.highest) / 2, (self.highest - self.lowest) / 2
         count = (self.highest - self.lowest) / self.step + 1
         self.bounds = math.log(smallest_scale), math.log(2 * count)
         self.usual = math.log(max(count / 8, 1.0))  # the log scale, in steps, that a fresh decoder begins near
 
     def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The levels as −1 … 1."""
-        return (x.to(dtype) - self.middle) / self.half
+        return (x.to(dtype) - self.middle) / self.reach
 
     def parameters_of(self, heads: Tensor) -> Parameters:
         """Two heads: the location in half ranges from the middle, and the log scale in steps, softly bounded."""
-        loc = self.middle + self.half * heads[..., 0, :]
+        loc = self.middle + self.reach * heads[..., 0, :]
         scale = self.step * torch.exp(softclip(heads[..., 1, :] + self.usual, *self.bounds))
         return {"loc": loc, "scale": scale}
 
@@ -210,15 +216,19 @@ class DiscretisedLogistic(Likelihood):
 
     def _expectation(self, loc: Tensor, scale: Tensor) -> Tensor:
         edges = torch.arange(self.lowest + self.step / 2, self.highest, self.step, dtype=loc.dtype, device=loc.device)
-        tails = torch.zeros_like(loc)
-        for some in edges.split(LEVELS_AT_ONCE):
+        edges = F.pad(edges, (0, -len(edges) % LEVELS_AT_ONCE), value=math.inf)  # no mass is above infinity
+        tails = torch.zeros_like(loc).unsqueeze(-2)
+        for some in torch.split(edges, LEVELS_AT_ONCE):
             u = (loc.unsqueeze(-2) - some.unsqueeze(-1)) / (2.0 * scale.unsqueeze(-2))  # (…, levels, D)
-            tails = tails + (0.5 + 0.5 * torch.tanh(u)).sum(-2)  # σ(2u); the runtime's own sigmoid is cut off at −18
-        return self.lowest + self.step * tails
+            tails = tails + (0.5 + 0.5 * torch.tanh(u))  # σ(2u); the runtime's own sigmoid is cut off at −18
+        while tails.shape[-2] > 1:  # by halves: the runtime's sum over an inner axis differs for a lone row
+            first, second = tails.chunk(2, dim=-2)
+            tails = first + second
+        return self.lowest + self.step * tails.squeeze(-2)
 
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         """A logistic draw, loc + scale·logit(u), rounded to the nearest level."""
-        loc, scale = torch.broadcast_tensors(parameters["loc"].double(), parameters["scale"].double())
+        loc, scale = _together(parameters)
         u = torch.rand(loc.shape, dtype=torch.float64, generator=generator)
         steps = torch.round((loc + scale * torch.logit(u) - self.lowest) / self.step)
         return (self.lowest + self.step * steps).clamp(self.lowest, self.highest)
@@ -277,7 +287,7 @@ class Normal(Likelihood):
 
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         """loc + scale·ε."""
-        loc, scale = torch.broadcast_tensors(parameters["loc"].double(), parameters["scale"].double())
+        loc, scale = _together(parameters)
         return loc + scale * torch.randn(loc.shape, dtype=torch.float64, generator=generator)
 
     def check(self, rows: NDArray[np.generic]) -> None:

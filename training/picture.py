@@ -31,7 +31,8 @@ def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Pat
     imagined = _means(vae, z)
     figure = Figure(figsize=(12, 8.2), layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    above, below = parts
     figure.suptitle(f"{run.name}: {run.description}")
     if len(dataset.event_shape) == 2:
         _pictures(above, dataset, (("held out", rows), ("reconstructed", reconstructed), ("prior", imagined)))
