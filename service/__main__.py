@@ -1,0 +1,131 @@
+"""python -m service: settings → logging → uvicorn; and `python -m service score`, the same numbers without a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from service import logs, welcome
+from service.app import build
+from service.door import Door
+from service.errors import Problem
+from service.settings import Settings, SettingsError, load
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would close its listener at once, and we drain first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to us."""
+        yield
+
+
+async def run(settings: Settings) -> int:
+    """Serve until told to stop; the exit status."""
+    door = Door()
+    app = build(settings, door=door)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,  # longer than the idle timeout of common load balancers, which then close first
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(config)
+    own_signals(door, settings)
+    serving = asyncio.create_task(server.serve())
+    if settings.welcome:
+        door.spawn("welcome", welcome.greet(app.state.models, server))
+    ended = asyncio.create_task(door.ended.wait())
+    await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await serving
+    if door.fault:
+        print(f"vae-serve: {door.fault}", file=sys.stderr)
+    return 1 if door.fault or not server.started else 0
+
+
+def own_signals(door: Door, settings: Settings) -> None:
+    """SIGTERM drains, with its grace; ^C drains without; either, again, ends it now."""
+    loop = asyncio.get_running_loop()
+    grace, limit = settings.drain_grace_ms / 1e3, settings.drain_limit_ms / 1e3
+
+    def stop(name: str, grace: float) -> None:
+        if door.state != "open":
+            log.warning("%s again: ending now", name)
+            door.ended.set()
+            return
+        log.info("%s", name)
+        door.spawn("drain", door.drain(grace, limit))
+
+    loop.add_signal_handler(signal.SIGTERM, stop, "SIGTERM", grace)
+    loop.add_signal_handler(signal.SIGINT, stop, "SIGINT", 0.0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    asked = parser().parse_args(arguments)
+    try:
+        settings = load()
+    except SettingsError as error:
+        print(f"vae-serve: {error}", file=sys.stderr)
+        return 2
+    logs.configure(settings.log_level, settings.log_format)
+    if asked.command == "score":
+        return score(settings, asked)
+    import uvloop
+
+    return uvloop.run(run(settings))
+
+
+def score(settings: Settings, asked: argparse.Namespace) -> int:
+    """Score a file's rows; the exit status."""
+    from service import offline
+
+    logging.getLogger().setLevel(logging.ERROR)
+    wanted = {name: getattr(asked, name) for name in ("draws", "seed", "alpha", "explain")}
+    try:
+        answer = offline.score(settings, asked.model, asked.rows, **wanted)
+    except Problem as error:
+        print(f"vae-serve: {error}", file=sys.stderr)
+        return 2
+    offline.save(answer, asked.out)
+    print(offline.summary(answer))
+    print(f"  written  {asked.out}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    top = argparse.ArgumentParser(prog="python -m service", description="Serve trained variational autoencoders.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("serve", help="serve over HTTP (the default); settings are VAE_SERVE_* variables")
+    rows = commands.add_parser("score", help="score the rows of an npy file, without a server")
+    rows.add_argument("model", help="NAME or NAME/VERSION in VAE_SERVE_MODELS")
+    rows.add_argument("rows", type=Path, help="npy file, [n, *event]")
+    rows.add_argument("-o", "--out", type=Path, required=True, help="npz file for the answer")
+    rows.add_argument("--draws", type=int, help="draws a row; default: as calibrated")
+    rows.add_argument("--seed", type=int, help="of the noise bank; default: as calibrated")
+    rows.add_argument("--alpha", type=float, default=0.05, help="anomaly is p_value ≤ alpha (default 0.05)")
+    rows.add_argument("--explain", action="store_true", help="also what each feature and latent adds")
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

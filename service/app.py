@@ -1,0 +1,94 @@
+"""The app: the one place that knows all the parts and puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
+
+from service.artifact import Manifest
+from service.batcher import BatchReport
+from service.door import Door
+from service.engine import Engine, Lanes, cores, open_engine
+from service.errors import Problem
+from service.http import catalogue, health, latents, openapi, samples, scores
+from service.http.errors import Gone, answer_gone, answer_http, answer_problem
+from service.http.exchange import Desk
+from service.http.telemetry import Telemetry
+from service.http.wire import Limits
+from service.metrics import Metrics
+from service.models import Models, Opener, Workshop, serve
+from service.settings import Settings
+
+ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample, and score every row with its ELBO.
+
+A score is a lower bound on log p(x) of the density or mass that the model's manifest names, in nats, with its Monte
+Carlo error: KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO."""
+
+
+def build(settings: Settings, *, opener: Opener | None = None, door: Door | None = None) -> FastAPI:
+    """The service as an ASGI app. opener and door are given by tests and by the command line."""
+    door = door or Door()
+    metrics = Metrics()
+    models = Models(settings.required)
+    lanes = Lanes(settings.lanes or cores())
+    workshop = Workshop(
+        opener or partial(open_engine, device=settings.device),
+        lanes,
+        settings.batch,
+        settings.waiting,
+        partial(_count_batch, metrics),
+        partial(_count_model, metrics),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with serve(models, settings.models, workshop, door.spawn):
+            try:
+                yield
+            finally:
+                await door.close()
+                lanes.close()
+
+    app = FastAPI(title="vae-serve", version="0.1.0", description=ABOUT, lifespan=lifespan, redirect_slashes=False)
+    limits = Limits(
+        settings.max_body_bytes,
+        settings.max_json_depth,
+        settings.max_rows,
+        settings.max_draws,
+        settings.max_row_draws,
+    )
+    desk = Desk(models, limits, door, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3)
+    for module in (scores, latents, samples, catalogue):
+        app.include_router(module.router(desk))
+    app.include_router(health.router(models, door, metrics, partial(_stalled, lanes, settings.stall_ms / 1e3)))
+    app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
+    app.add_exception_handler(Problem, answer_problem)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(Gone, answer_gone)
+    app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
+    openapi.install(app, models)
+    app.state.models, app.state.door, app.state.lanes, app.state.metrics = models, door, lanes, metrics
+    return app
+
+
+def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> None:
+    where = (manifest.name, report.graph)
+    metrics.batch.labels(*where).observe(report.decoder_rows)
+    metrics.tickets.labels(*where).inc(report.tickets)
+    metrics.infer.labels(*where).observe(report.seconds)
+    metrics.waiting.labels(*where).set(report.waiting)
+
+
+def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:
+    metrics.model.labels(manifest.name, str(manifest.version), engine.device).set(1)
+    metrics.fallback.labels(manifest.name, str(manifest.version)).set(engine.fallback is not None)
+
+
+def _stalled(lanes: Lanes, limit: float) -> str | None:
+    seconds = lanes.longest()
+    return f"an engine has been computing for {seconds:.0f} s" if seconds > limit else None

@@ -1,0 +1,78 @@
+"""The door: whether requests are taken, how many are inside, and what has died. Knows nothing of what they ask.
+
+    open ──drain──▶ draining ──grace──▶ closed ──all out, or the limit──▶ the process ends
+
+While draining, requests are served and /readyz is 503, so that whoever balances load looks elsewhere; closed, newcomers
+get a 503 and what is inside finishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, Literal
+
+from service.errors import NotReady
+
+log = logging.getLogger(__name__)
+
+LINGER = 0.25  # seconds that the closed door still answers, so that a request already on its way gets its 503
+
+
+class Door:
+    """The one piece of state about the process as a whole."""
+
+    def __init__(self) -> None:
+        self.state: Literal["open", "draining", "closed"] = "open"
+        self.inside = 0
+        self.fault: str | None = None
+        self.ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def check(self) -> None:
+        """NotReady once the door is closed."""
+        if self.state == "closed":
+            raise NotReady("the service is shutting down; send this to another instance", retry_after=1.0)
+
+    async def drain(self, grace: float, limit: float) -> None:
+        """Go through the states until nobody is inside, or the limit has passed; seconds."""
+        self.state = "draining"
+        log.info("draining: requests are taken for %.3g s more, %d are inside", grace, self.inside)
+        await asyncio.sleep(grace)
+        self.state = "closed"
+        clock = asyncio.get_running_loop().time
+        closed = clock()
+        # Three things end this, and one of them is time.
+        while clock() < closed + limit and (self.inside or clock() < closed + LINGER):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        log.info("closed with %d inside", self.inside)
+        self.ended.set()
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run what must go on as long as the service does; if it dies, the service ends, loudly.
+
+        The loader may finish; everything else finishes only by being cancelled.
+        """
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._look)
+
+    def _look(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("%s died: %s", task.get_name(), error, exc_info=error)
+            self.fail(f"{task.get_name()} died: {error}")
+
+    def fail(self, fault: str) -> None:
+        """Something that can't be done without is gone: refuse requests and end with a non-zero status."""
+        self.fault = self.fault or fault
+        self.state = "closed"
+        self.ended.set()
+
+    async def close(self) -> None:
+        """Cancel all that was spawned, and wait for it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

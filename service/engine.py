@@ -1,0 +1,220 @@
+"""The engine: one artifact's ONNX Runtime sessions, and the lanes that they compute in. Knows nothing of requests.
+
+The event loop schedules and a lane computes; they meet in `Lanes.run`. On the CPU every session runs with one
+thread, since only then is a row's answer the same to the last bit whoever shares its batch; several cores are used
+by several lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import onnxruntime as ort
+
+from service.artifact import Array, Arrays, Artifact
+from service.errors import ArtifactRefused, DeviceUnavailable, EngineFailed
+
+log = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda"]
+T = TypeVar("T")
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# TF32 moves a score by about 1e-3 relative, past any manifest's tolerance.
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+# Nodes that may stay on the CPU under `cuda`: arithmetic on shapes, a few integers a call.
+SHAPE_ARITHMETIC = {
+    *("Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul"),
+    *("Range", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+}
+
+
+class Lanes:
+    """The threads that compute, shared by every engine of the process; who wants one takes a turn, first come first."""
+
+    def __init__(self, count: int) -> None:
+        self._free = asyncio.Semaphore(count)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="lane")
+        self._started: dict[object, float] = {}
+
+    async def take(self) -> None:
+        """Wait for a lane. What is to be computed is decided after this, not before."""
+        await self._free.acquire()
+
+    def give(self) -> None:
+        """Hand a lane back."""
+        self._free.release()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Compute on a lane; the caller holds a turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._watched, work)
+
+    def _watched(self, work: Callable[[], T]) -> T:
+        call = object()
+        self._started[call] = time.monotonic()
+        try:
+            return work()
+        finally:
+            del self._started[call]
+
+    def longest(self) -> float:
+        """For how many seconds the oldest call has been computing; 0 when none is."""
+        return time.monotonic() - min(self._started.values(), default=time.monotonic())
+
+    def close(self) -> None:
+        """Let the threads go; a call that is stuck is left behind."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One artifact's sessions. `device` is where they really are; `fallback` says why that is not what was wanted."""
+
+    device: Literal["cpu", "cuda"]
+    providers: list[str]
+    fallback: str | None
+    sessions: Mapping[str, ort.InferenceSession] = field(repr=False)
+
+    def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
+        """Run one graph; blocks. EngineFailed says what the runtime said."""
+        session = self.sessions[graph]
+        names = [output.name for output in session.get_outputs()]
+        try:
+            return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+        except Exception as error:  # the runtime's exceptions share no base class
+            raise EngineFailed(f"{graph}: {error}") from error
+
+
+def open_engine(artifact: Artifact, device: Device = "cpu") -> Engine:
+    """Open an artifact's graphs where they are wanted and hold them to its golden rows; blocks."""
+    engine = _on_device(artifact, device)
+    check_golden(engine, artifact)
+    return engine
+
+
+def _on_device(artifact: Artifact, device: Device) -> Engine:
+    """Sessions on the device; `auto` falls back to the CPU and keeps the reason, `cuda` does not."""
+    if device == "cpu":
+        return _open(artifact, "cpu", None)
+    try:
+        return _open(artifact, "cuda", None)
+    except DeviceUnavailable as error:
+        if device == "cuda":
+            raise
+        return _open(artifact, "cpu", str(error) if _expected_cuda() else None)
+
+
+def _expected_cuda() -> bool:
+    """Whether a person would expect CUDA here: its runtime is installed, or a device is in sight."""
+    return CUDA in ort.get_available_providers() or Path("/dev/nvidia0").exists()
+
+
+def _open(artifact: Artifact, device: Literal["cpu", "cuda"], fallback: str | None) -> Engine:
+    if device == "cuda":
+        _require_cuda()
+    names = artifact.manifest.graphs
+    sessions = {name: _session(artifact.path(name), device) for name in names}
+    return Engine(device, sessions["elbo"].get_providers(), fallback, sessions)
+
+
+def _require_cuda() -> None:
+    if CUDA not in ort.get_available_providers():
+        raise DeviceUnavailable("this onnxruntime was built without CUDA; install onnxruntime-gpu instead")
+    ort.preload_dlls(cuda=True, cudnn=True)  # prints what it misses and never raises; the session check below does
+
+
+def _session(path: Path, device: Literal["cpu", "cuda"]) -> ort.InferenceSession:
+    """A session that is where it was asked to be, or an error."""
+    options = _options(device)
+    wanted: list[object] = [CPU] if device == "cpu" else [(CUDA, CUDA_OPTIONS), CPU]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+    except Exception as error:  # the runtime's exceptions share no base class
+        if device == "cuda":
+            raise DeviceUnavailable(f"CUDA could not open {path.name}") from error
+        raise ArtifactRefused(f"{path.name} is not a graph that onnxruntime can open") from error
+    if device == "cuda":
+        _check_placement(session, path.name)
+    return session
+
+
+def _options(device: Literal["cpu", "cuda"]) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # patterns are kept for every batch size seen, and never let go
+    options.log_severity_level = 3
+    if device == "cuda":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _check_placement(session: ort.InferenceSession, name: str) -> None:
+    """CUDA means CUDA: it comes first, and nothing but arithmetic on shapes is left on the CPU."""
+    if session.get_providers()[0] != CUDA:
+        raise DeviceUnavailable(f"{name} was opened on the CPU: CUDA is installed and no device answers")
+    for placed in session.get_provider_graph_assignment_info():
+        if placed.ep_name == CUDA:
+            continue
+        strays = {node.op_type for node in placed.get_nodes()} - SHAPE_ARITHMETIC
+        if strays:
+            raise DeviceUnavailable(f"CUDA leaves {', '.join(sorted(strays))} of {name} to the CPU")
+
+
+def check_golden(engine: Engine, artifact: Artifact) -> None:
+    """Refuse an engine that does not answer the golden rows as the manifest says."""
+    golden, manifest = artifact.golden, artifact.manifest
+    for graph in manifest.graphs.values():
+        inputs = (*graph.rows, graph.bank) if graph.bank else graph.rows
+        try:
+            answers = engine.compute(graph.name, {name: golden[f"{graph.name}.{name}"] for name in inputs})
+        except EngineFailed as error:
+            raise ArtifactRefused(f"{graph.file} fails on its golden rows") from error
+        for output in graph.outputs:
+            key = f"{graph.name}.{output}"
+            off = difference(answers.get(output), golden[key])
+            if not off <= manifest.golden.tolerance[key]:
+                raise ArtifactRefused(
+                    f"golden rows: {key} is off by {off:.3g} where the manifest allows "
+                    f"{manifest.golden.tolerance[key]:.3g}"
+                )
+
+
+def difference(found: Array | None, wanted: Array) -> float:
+    """The largest absolute difference; infinite where the arrays don't match or only one is a number."""
+    if found is None or found.shape != wanted.shape:
+        return math.inf
+    with np.errstate(invalid="ignore"):
+        off = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
+    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+    return float(np.max(np.nan_to_num(np.where(same, 0.0, off), nan=np.inf), initial=0.0))
+
+
+def cores() -> int:
+    """How many cores this process may use: the container's quota where there is one, not the host's count."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(usable, _quota())))
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Cores granted by cgroup v2, then v1; infinite without a quota."""
+    for file in (root / "cpu.max", root / "cpu" / "cpu.cfs_quota_us"):
+        try:
+            words = file.read_text().split()
+            if len(words) == 1:
+                words.append((root / "cpu" / "cpu.cfs_period_us").read_text())
+            if words[0] not in ("max", "-1"):
+                return float(words[0]) / float(words[1])
+        except (OSError, ValueError):
+            continue
+    return math.inf

@@ -1,0 +1,181 @@
+"""The exchange: one request's body in, its deadline kept, its answer out. Knows no operation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.artifact import Array
+from service.door import Door
+from service.errors import Fault, Invalid, Late, Malformed, TooLarge, Unknown, Unreadable, invalid
+from service.http import wire
+from service.http.errors import Gone
+from service.http.telemetry import Visit
+from service.http.wire import Body, Limits
+from service.models import Model, Models
+
+T = TypeVar("T")
+F = TypeVar("F", bound="Fields")
+
+INLINE = 131_072  # bytes of a body, or numbers of an answer, that are handled without leaving the event loop
+
+
+class Fields(BaseModel):
+    """An operation's fields besides its array; nothing unknown, and nothing taken for what it isn't."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every operation's route is handed: the models, the limits, the door, and how long a request may take."""
+
+    models: Models
+    limits: Limits
+    door: Door
+    timeout: float
+    longest: float
+
+    async def serve(
+        self,
+        request: Request,
+        operation: str,
+        fields: type[F],
+        array: str | None,
+        work: Callable[[Model, F, Any, Visit], Coroutine[Any, Any, Mapping[str, Any]]],
+    ) -> Response:
+        """One request from its headers to its answer: exactly one, in time, to a caller who is still there."""
+        visit: Visit = request.scope["visit"]
+        visit.operation = operation
+        self.door.check()
+        visit.errand.deadline = self._deadline(request)
+        form = wire.negotiate(request.headers.get("accept"))
+        model = self._model(request, visit)
+        try:
+            async with asyncio.timeout_at(visit.errand.deadline):
+                content = await read_body(request, self.limits.body_bytes)
+                started = time.perf_counter()
+                body = await off_loop(len(content), lambda: parse(request, content, array, self.limits))
+                asked = checked(fields, body, array)
+                visit.parse = time.perf_counter() - started
+                found = await while_there(request, work(model, asked, body.array, visit))
+                answer = {"model": model.manifest.name, "version": model.manifest.version, **found}
+                text = await off_loop(wire.size(answer), lambda: wire.write(form, answer))
+        except TimeoutError:
+            raise Late("the deadline passed before the answer was ready") from None
+        return Response(text, media_type=form)
+
+    def count(self, visit: Visit, rows: Array, draws: int = 1) -> None:
+        """Hold a request to the limits, and note its rows."""
+        visit.rows = len(rows) if rows.ndim else 0
+        self.limits.check(visit.rows, draws)
+
+    def _deadline(self, request: Request) -> float:
+        """When the answer is late, in the loop's clock, counted from the request's headers."""
+        visit: Visit = request.scope["visit"]
+        timeout = self.timeout
+        if (asked := request.headers.get("x-timeout-ms")) is not None:
+            if not re.fullmatch(r"[0-9]{1,12}", asked) or int(asked) == 0:
+                raise Malformed("X-Timeout-Ms is not a whole number of milliseconds above 0")
+            timeout = min(int(asked) / 1e3, self.longest)
+        return asyncio.get_running_loop().time() - (time.perf_counter() - visit.arrived) + timeout
+
+    def _model(self, request: Request, visit: Visit) -> Model:
+        name, version = request.path_params["model"], request.path_params.get("version")
+        model = find(self.models, name, version)
+        visit.model = name
+        return model
+
+
+def find(models: Models, name: str, version: str | None) -> Model:
+    """A model by what stands in the path; versions are positive integers."""
+    if version is not None and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+        raise Unknown(f"{version!r} is not a version; versions are positive integers")
+    return models.get(name, None if version is None else int(version))
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do a request's work unless its caller leaves; uvicorn only tells those who ask."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Gone
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body's bytes, never more than the limit; Content-Length is believed only when it says too much."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise TooLarge(f"the body of {declared} bytes is over the limit of {limit} bytes")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"the body is over the limit of {limit} bytes")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def parse(request: Request, content: bytes, array: str | None, limits: Limits) -> Body:
+    """A body's fields and array, whatever form they came in."""
+    kind = wire.media_type(request.headers.get("content-type"))
+    content = wire.decompress(content, request.headers.get("content-encoding"), limits.body_bytes)
+    query = request.query_params
+    if kind == wire.NPY:
+        if array is None:
+            raise Unreadable(f"this operation takes no array; send {wire.JSON}")
+        if len(query) < len(query.multi_items()):
+            raise invalid("", "a query parameter is given twice")
+        return Body(dict(query), wire.read_npy(content, array), query=True)
+    if query:
+        raise invalid(f"/{next(iter(query))}", f"with {wire.JSON} this belongs into the body, not into the query")
+    if not content and array is None:
+        return Body({}, None)
+    return wire.read_json(content, array, limits)
+
+
+def checked(fields: type[F], body: Body, array: str | None) -> F:
+    """The fields as their model has them; Invalid points at each that isn't right."""
+    if array is not None and body.array is None:
+        raise invalid(f"/{array}", "is missing")
+    try:
+        # Query parameters are text, so there "16" is the number 16; in JSON it is not.
+        return fields.model_validate(body.fields, strict=not body.query)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise Invalid(*(Fault("".join(f"/{step}" for step in f["loc"]), _reason(f["msg"])) for f in found)) from None
+
+
+def _reason(message: str) -> str:
+    return "is not a field of this operation" if message.startswith("Extra inputs") else message
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """Work on so many bytes or numbers: here if they are few, else on a thread."""
+    return work() if size <= INLINE else await asyncio.to_thread(work)

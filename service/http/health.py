@@ -1,0 +1,53 @@
+"""Health: whether the process works, whether it is ready, and what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.door import Door
+from service.metrics import Metrics
+from service.models import Models
+
+
+def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], str | None]) -> APIRouter:
+    """The routes of this module; stalled says what has been computing for too long, if anything."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.head("/livez", include_in_schema=False)
+    @routes.get("/livez")
+    async def livez(request: Request) -> Response:
+        """200 while the process works; 503 when an engine stalls or something that must not die has died."""
+        request.scope["visit"].operation = "livez"
+        fault = door.fault or stalled()
+        return _said("live", [fault] if fault else [])
+
+    @routes.head("/readyz", include_in_schema=False)
+    @routes.get("/readyz")
+    async def readyz(request: Request) -> Response:
+        """200 once every required model has answered its golden rows, until the service drains."""
+        request.scope["visit"].operation = "readyz"
+        return _said("ready", unready())
+
+    @routes.get("/metrics")
+    async def prometheus(request: Request) -> Response:
+        """Prometheus text."""
+        request.scope["visit"].operation = "metrics"
+        metrics.ready.set(not unready())
+        metrics.inside.set(door.inside)
+        return Response(metrics.text(), headers={"content-type": metrics.content_type})
+
+    def unready() -> list[str]:
+        return ([f"the service is {door.state}"] if door.state != "open" else []) + models.unready()
+
+    return routes
+
+
+def _said(name: str, reasons: list[str]) -> Response:
+    body = {"status": name if not reasons else f"not {name}", "reasons": reasons}
+    headers = {"Retry-After": "1"} if reasons else {}
+    return Response(orjson.dumps(body), 503 if reasons else 200, headers, media_type="application/json")

@@ -1,0 +1,113 @@
+"""Scores: the ELBO of each row. Wire models beside their route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, cast
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import operations
+from service.artifact import Array
+from service.http.exchange import Desk, Fields
+from service.http.latents import INPUTS, Answered
+from service.http.openapi import operation
+from service.http.telemetry import Visit
+from service.models import Model
+from service.noise import SEEDS
+
+Numbers = list[float | None]
+UNSAID = cast(int, None)  # a default that the caller can't send: null is not a number
+
+
+class Score(Fields):
+    """What score takes besides its rows. Draws and seed default to those of the artifact's calibration."""
+
+    draws: int = Field(UNSAID, ge=1, description="draws from q(z|x) a row; default: as calibrated, else 16")
+    seed: int = Field(UNSAID, ge=0, lt=SEEDS, description="of the noise bank; default: as calibrated, else 0")
+    alpha: float = Field(0.05, gt=0, lt=1, description="anomaly is p_value ≤ alpha")
+    explain: bool = Field(False, description="also what each feature and each latent adds")
+
+
+class CalibrationFacts(Fields):
+    """What the p-values rest on."""
+
+    n: int | None = Field(description="held-out rows")
+    seed: int | None
+    draws: int | None
+    smallest_p: float | None = Field(description="1/(n+1)")
+    reason: str | None = Field(description="why there are no p-values, where there are none")
+
+
+class Scored(Answered):
+    """One entry a row, in nats of the density or mass that the manifest names; null where it can't be given."""
+
+    elbo: Numbers = Field(description="a lower bound on log p(x): log_likelihood − kl")
+    elbo_error: Numbers = Field(description="standard error of elbo over noise banks")
+    elbo_error_df: int = Field(description="its degrees of freedom")
+    log_likelihood: Numbers = Field(description="E_q[log p(x|z)]")
+    kl: Numbers = Field(description="KL(q(z|x) ‖ p(z)), exact")
+    bits_per_dim: Numbers | None = Field(None, description="where the family is discrete")
+    p_value: Numbers | None = Field(description="the share of held-out rows that score as low; null: see calibration")
+    anomaly: list[bool | None] | None = Field(description="p_value ≤ alpha")
+    calibration: CalibrationFacts
+    seed: int
+    draws: int
+    feature_log_likelihood: list[Any] | None = Field(None, description="[n, *event]; sums to log_likelihood")
+    latent_kl: list[list[float]] | None = Field(None, description="[n, d]; sums to kl")
+
+
+def router(desk: Desk) -> APIRouter:
+    """The routes of this module."""
+    routes = APIRouter(tags=["scores"])
+
+    @routes.post("/v1/models/{model}/score", openapi_extra=operation(Score, Scored, "inputs", INPUTS))
+    @routes.post("/v1/models/{model}/versions/{version}/score", include_in_schema=False)
+    async def score(request: Request) -> Response:
+        """The ELBO of each row with its error, and where it stands among held-out rows."""
+
+        async def work(model: Model, asked: Score, rows: Array, visit: Visit) -> Mapping[str, Any]:
+            draws = asked.draws or model.draws
+            desk.count(visit, rows, draws)
+            found = await operations.score(
+                model,
+                rows,
+                draws=draws,
+                seed=asked.seed,
+                alpha=asked.alpha,
+                explain=asked.explain,
+                errand=visit.errand,
+            )
+            visit.anomalies = sum(map(bool, found.anomaly or ()))
+            return on_the_wire(found)
+
+        return await desk.serve(request, "score", Score, "inputs", work)
+
+    return routes
+
+
+def on_the_wire(found: operations.Score) -> dict[str, Any]:
+    """A score by the names it has on the wire."""
+    bound = found.bound
+    fields = {
+        "elbo": bound.elbo,
+        "elbo_error": bound.error,
+        "elbo_error_df": bound.error_df,
+        "log_likelihood": bound.log_likelihood,
+        "kl": bound.kl,
+        "p_value": found.p_value,
+        "anomaly": found.anomaly,
+        "calibration": asdict(found.calibration),
+        "seed": found.seed,
+        "draws": found.draws,
+    }
+    optional = {
+        "bits_per_dim": found.bits_per_dim,
+        "feature_log_likelihood": found.feature_log_likelihood,
+        "latent_kl": found.latent_kl,
+    }
+    return fields | {name: array for name, array in optional.items() if array is not None}

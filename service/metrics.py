@@ -1,0 +1,71 @@
+"""Metrics: every instrument, declared here and nowhere else. Knows Prometheus, and nothing of requests or rows."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Metrics:
+    """All instruments of one process, in a registry of their own."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "vae_serve_requests", "Requests answered", ["operation", "model", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "vae_serve_request_seconds",
+            "From a request's headers to the end of its answer",
+            ["operation"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.rows = Counter("vae_serve_rows", "Rows answered", ["operation", "model"], registry=registry)
+        self.inside = Gauge("vae_serve_requests_inside", "Requests being answered", registry=registry)
+        self.batch = Histogram(
+            "vae_serve_batch_decoder_rows",
+            "Decoder rows (rows × draws) in an engine call",
+            ["model", "graph"],
+            buckets=SIZES,
+            registry=registry,
+        )
+        self.tickets = Counter(
+            "vae_serve_batch_tickets",
+            "Requests' pieces that shared engine calls",
+            ["model", "graph"],
+            registry=registry,
+        )
+        self.infer = Histogram(
+            "vae_serve_infer_seconds", "An engine call", ["model", "graph"], buckets=SECONDS, registry=registry
+        )
+        self.waiting = Gauge(
+            "vae_serve_waiting_decoder_rows", "Decoder rows waiting", ["model", "graph"], registry=registry
+        )
+        self.anomalies = Counter(
+            "vae_serve_anomalies", "Scored rows flagged at the alpha of their request", ["model"], registry=registry
+        )
+        self.model = Gauge(
+            "vae_serve_model_info", "1 for each model served", ["model", "version", "device"], registry=registry
+        )
+        self.fallback = Gauge(
+            "vae_serve_device_fallback",
+            "1 where CUDA was wanted and the CPU is used",
+            ["model", "version"],
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "vae_serve_ready", "1 when every required model has answered its golden rows", registry=registry
+        )
+
+    def text(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        return generate_latest(self.registry)

@@ -1,0 +1,265 @@
+"""Models: what is served, by name and version. Knows how an artifact becomes a model, not what is asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service import artifact, noise
+from service.artifact import Array, Arrays, Artifact, Manifest
+from service.batcher import Answer, Batcher, BatchReport
+from service.calibration import Reference, fit
+from service.engine import Engine, Lanes
+from service.errors import ArtifactRefused, NotReady, Unknown
+
+log = logging.getLogger(__name__)
+
+Opener = Callable[[Artifact], Engine]
+Spawn = Callable[[str, Coroutine[Any, Any, None]], None]
+
+DEFAULT_DRAWS, DEFAULT_SEED = 16, 0
+WARM = 256  # decoder rows in the call that warms a graph and takes its pace
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """How models are run: what opens an engine, the lanes, how large a batch and a waiting room are, who is told."""
+
+    open_engine: Opener
+    lanes: Lanes
+    size: int = 1024
+    room: int = 2_097_152
+    report: Callable[[Manifest, BatchReport], None] = lambda _manifest, _report: None
+    opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A manifest, and a door to each of its graphs."""
+
+    manifest: Manifest
+    engine: Engine
+    doors: Mapping[str, Batcher] = field(repr=False)
+    golden: Arrays = field(repr=False)
+    reference: Reference | None = field(repr=False)
+    calibrated: noise.Bank | None = field(repr=False)
+
+    async def ask(
+        self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float = math.inf
+    ) -> Answer:
+        """Have one graph computed for some rows; see Batcher.submit."""
+        if bank is None:
+            return await self.doors[graph].submit(rows, deadline=deadline)
+        key = (bank.seed, bank.draws)
+        return await self.doors[graph].submit(rows, bank=bank.noise, key=key, deadline=deadline)
+
+    async def bank(self, seed: int, draws: int) -> noise.Bank:
+        """The noise of an estimator: the calibrated bank as stored, others made on demand and kept a while."""
+        if self.calibrated and (self.calibrated.seed, self.calibrated.draws) == (seed, draws):
+            return self.calibrated
+        return await asyncio.to_thread(noise.bank, seed, draws, self.manifest.latent_size)
+
+    @property
+    def draws(self) -> int:
+        """How many draws a score takes unless told otherwise."""
+        return self.calibrated.draws if self.calibrated else DEFAULT_DRAWS
+
+    @property
+    def seed(self) -> int:
+        """The seed of a score's bank unless told otherwise."""
+        return self.calibrated.seed if self.calibrated else DEFAULT_SEED
+
+
+class Models:
+    """Every model by name and version, those that were refused with the reason, and whether the required are ready."""
+
+    def __init__(self, required: tuple[str, ...] = ()) -> None:
+        self._required = required
+        self._found: set[tuple[str, int]] = set()
+        self._served: dict[tuple[str, int], Model] = {}
+        self._refused: dict[tuple[str, int], str] = {}
+        self._looked = False
+
+    def found(self, keys: set[tuple[str, int]]) -> None:
+        """Say what lies on disk and will be opened."""
+        self._found |= keys
+        self._looked = True
+
+    def serve(self, model: Model) -> None:
+        """Serve a model from now on."""
+        key = (model.manifest.name, model.manifest.version)
+        self._served[key] = model
+        self._refused.pop(key, None)
+
+    def refuse(self, name: str, version: int, reason: str) -> None:
+        """Remember why a model isn't served."""
+        self._refused[name, version] = reason
+
+    def get(self, name: str, version: int | None = None) -> Model:
+        """A model; without a version the highest that is loaded. Unknown, or NotReady with the reason."""
+        if version is None:
+            loaded = [number for other, number in self._served if other == name]
+            version = max(loaded or [number for other, number in self._found if other == name], default=None)
+        if version is not None and (model := self._served.get((name, version))):
+            return model
+        if version is None or (name, version) not in self._found:
+            raise Unknown(self._unknown(name, version))
+        raise NotReady(f"{name}/{version} {self._why((name, version))}")
+
+    def _unknown(self, name: str, version: int | None) -> str:
+        names = sorted({other for other, _ in self._served})
+        versions = sorted(number for other, number in self._served if other == name)
+        if version is not None and versions:
+            return f"{name} has no version {version}; it has {', '.join(map(str, versions))}"
+        return f"there is no model {name!r}; there is {', '.join(names) or 'none yet'}"
+
+    def _why(self, key: tuple[str, int]) -> str:
+        if key in self._refused:
+            return f"was refused: {self._refused[key]}"
+        return "is still being loaded"
+
+    def catalogue(self) -> list[tuple[str, list[int]]]:
+        """Names and their loaded versions, ascending."""
+        names = sorted({name for name, _ in self._served})
+        return [(name, sorted(v for other, v in self._served if other == name)) for name in names]
+
+    def all(self) -> list[Model]:
+        """Every model that is served, by name and version."""
+        return [self._served[key] for key in sorted(self._served)]
+
+    def unready(self) -> list[str]:
+        """Why the service isn't ready; empty when it is. A name is ready when its highest version is."""
+        if not self._looked:
+            return ["the models are still being looked for"]
+        newest: dict[str, int] = {}
+        for name, version in self._found:
+            newest[name] = max(version, newest.get(name, 0))
+        wanted = self._required or tuple(sorted(newest))
+        if not wanted:
+            return ["no models were found where VAE_SERVE_MODELS points; export one there"]
+        absent = [f"{name} is required and was not found" for name in wanted if name not in newest]
+        keys = [(name, newest[name]) for name in wanted if name in newest]
+        return absent + [f"{n}/{v} {self._why((n, v))}" for n, v in keys if (n, v) not in self._served]
+
+
+@asynccontextmanager
+async def serve(models: Models, folder: Path, workshop: Workshop, spawn: Spawn) -> AsyncIterator[None]:
+    """Serve every artifact below a folder; they are opened in the background, and put away with this context.
+
+    spawn runs what must go on as long as the service does, and is told its name.
+    """
+    spawn("loader", _load_all(models, folder, workshop, spawn))
+    try:
+        yield
+    finally:
+        for model in models.all():
+            for door in model.doors.values():
+                door.close()
+
+
+async def _load_all(models: Models, folder: Path, workshop: Workshop, spawn: Spawn) -> None:
+    """Open all that lies in the folder, one after another; one that is refused costs the others nothing."""
+    keys = find(folder)
+    models.found(set(keys))
+    for name, version in sorted(keys):
+        started = time.perf_counter()
+        try:
+            model = await load(folder / name / str(version), workshop)
+            if (model.manifest.name, model.manifest.version) != (name, version):
+                said = f"{model.manifest.name}/{model.manifest.version}"
+                raise ArtifactRefused(f"manifest.json says that this is {said}")
+        except ArtifactRefused as error:
+            models.refuse(name, version, str(error))
+            log.error("refused %s/%s: %s", name, version, error)
+            continue
+        for graph, door in model.doors.items():
+            spawn(f"{name}/{version} {graph}", door.serve())
+        models.serve(model)
+        workshop.opened(model.manifest, model.engine)
+        seconds = time.perf_counter() - started
+        log.info("serving %s/%s on %s after %.2f s", name, version, model.engine.device, seconds)
+        if model.engine.fallback:
+            log.warning("%s/%s fell back to the CPU: %s", name, version, model.engine.fallback)
+
+
+def find(folder: Path) -> list[tuple[str, int]]:
+    """The names and versions of the artifacts below a folder."""
+    manifests = folder.glob(f"*/*/{artifact.MANIFEST}")
+    parts = [(path.parent.parent.name, path.parent.name) for path in manifests]
+    return [(n, int(v)) for n, v in parts if re.fullmatch(artifact.NAME, n) and re.fullmatch(r"[1-9][0-9]{0,8}", v)]
+
+
+async def load(folder: Path, workshop: Workshop) -> Model:
+    """Read, open, verify and warm one artifact, off the event loop. Its doors are not served yet."""
+    found, engine, paces = await asyncio.to_thread(_open, folder, workshop.open_engine)
+    manifest = found.manifest
+    doors = {
+        name: Batcher(
+            graph,
+            engine.compute,
+            workshop.lanes,
+            size=workshop.size,
+            room=workshop.room,
+            pace=paces[name],
+            report=lambda report: workshop.report(manifest, report),
+        )
+        for name, graph in manifest.graphs.items()
+    }
+    reference, bank = _calibrated(found)
+    return Model(manifest, engine, doors, found.golden, reference, bank)
+
+
+def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, float]]:
+    found = artifact.read(folder)
+    engine = opener(found)
+    return found, engine, {name: _pace(found, engine, name) for name in found.manifest.graphs}
+
+
+def _pace(found: Artifact, engine: Engine, name: str) -> float:
+    """Seconds that a decoder row takes in a batch of golden rows; it also warms the graph."""
+    graph = found.manifest.graphs[name]
+    feeds = {key: found.golden[f"{name}.{key}"] for key in graph.rows}
+    draws = feeds[graph.drawn[0]].shape[1] if graph.drawn else 1
+    if graph.bank:
+        feeds[graph.bank] = found.golden[f"{name}.{graph.bank}"]
+        draws = len(feeds[graph.bank])
+    count = max(1, WARM // draws)
+    stacked = {key: _repeat(array, count) if key in graph.rows else array for key, array in feeds.items()}
+    started = time.perf_counter()
+    engine.compute(name, stacked)
+    return (time.perf_counter() - started) / (count * draws)
+
+
+def _repeat(rows: Array, count: int) -> Array:
+    return np.resize(rows, (count, *rows.shape[1:]))
+
+
+def _calibrated(found: Artifact) -> tuple[Reference | None, noise.Bank | None]:
+    facts = found.manifest.calibration
+    if facts is None or found.calibration is None:
+        return None, None
+    bank = noise.Bank(facts.seed, found.calibration["noise"].astype(np.float32), noise.groups(facts.draws))
+    return fit(found.calibration["scores"]), bank
+
+
+@asynccontextmanager
+async def open_one(folder: Path, workshop: Workshop) -> AsyncIterator[Model]:
+    """One model, served for as long as the context lasts: for work without a server."""
+    model = await load(folder, workshop)
+    serving = [asyncio.create_task(door.serve()) for door in model.doors.values()]
+    try:
+        yield model
+    finally:
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)

@@ -1,0 +1,68 @@
+"""Offline: the service's own operations on files, without a server. The same operations, so the same numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service import models, operations
+from service.artifact import Array
+from service.engine import Lanes, open_engine
+from service.errors import Malformed, Unknown
+from service.http import scores, wire
+from service.models import Workshop
+from service.settings import Settings
+
+
+def score(settings: Settings, name: str, rows: Path, **asked: Any) -> dict[str, Any]:
+    """Score an npy file's rows with a model: NAME or NAME/VERSION. The answer is the wire's, by the same names."""
+    folder = _folder(settings.models, name)
+    return asyncio.run(_score(settings, folder, _read(rows), asked))
+
+
+async def _score(settings: Settings, folder: Path, rows: Array, asked: dict[str, Any]) -> dict[str, Any]:
+    workshop = Workshop(lambda found: open_engine(found, settings.device), Lanes(1), settings.batch, settings.waiting)
+    async with models.open_one(folder, workshop) as model:
+        found = await operations.score(model, rows, errand=operations.Errand(), **asked)
+        return {"model": model.manifest.name, "version": model.manifest.version, **scores.on_the_wire(found)}
+
+
+def save(answer: dict[str, Any], out: Path) -> None:
+    """Write an answer as npz, as the service would send it."""
+    out.write_bytes(wire.write(wire.NPZ, answer))
+
+
+def summary(answer: dict[str, Any]) -> str:
+    """An answer in a few lines for a person."""
+    elbo, flags = answer["elbo"], answer["anomaly"]
+    lines = [f"{len(elbo)} rows scored by {answer['model']}/{answer['version']}, in nats:"]
+    spread = np.nanpercentile(elbo, (0, 50, 100))
+    lines.append("  elbo     least {:.2f}   median {:.2f}   greatest {:.2f}".format(*spread))
+    if flags is None:
+        lines.append(f"  p_value  none: {answer['calibration']['reason']}")
+    else:
+        lines.append(f"  anomaly  {sum(map(bool, flags))} of {len(flags)} rows")
+    return "\n".join(lines)
+
+
+def _folder(root: Path, name: str) -> Path:
+    wanted, _, version = name.partition("/")
+    found = sorted(number for other, number in models.find(root) if other == wanted)
+    if not found or (version and version not in map(str, found)):
+        names = ", ".join(f"{other}/{number}" for other, number in sorted(models.find(root))) or "none"
+        raise Unknown(f"there is no model {name!r} in {root}; there is {names}")
+    return root / wanted / (version or str(found[-1]))
+
+
+def _read(path: Path) -> Array:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Malformed(f"{path} can't be read: {error.strerror}") from None
+    if content[:6] != b"\x93NUMPY":
+        raise Malformed(f"{path} is not an npy file; numpy.save writes one")
+    return np.load(io.BytesIO(content), allow_pickle=False)  # type: ignore[no-any-return]

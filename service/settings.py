@@ -1,0 +1,80 @@
+"""Settings: every knob, typed, bounded and documented, built once and handed down. Read from VAE_SERVE_* and .env."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dotenv import dotenv_values
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "VAE_SERVE_"
+
+
+class SettingsError(Exception):
+    """A setting that can't be meant; its text is one line that says what would be right."""
+
+
+class Settings(BaseSettings):
+    """What an operator can set; docs/settings.md lists the same, and a test holds it to this."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    models: Path = Field(Path("exported_models"), description="folder of artifacts, <name>/<version>/")
+    required: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma list of the names that must be ready; empty: every model found"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="cuda is strict, auto falls back to the CPU and says so"
+    )
+    lanes: int = Field(0, ge=0, le=256, description="threads that compute; 0: one for each core of the CPU quota")
+    batch: int = Field(1024, ge=1, le=1_048_576, description="decoder rows (rows × draws) in one engine call")
+    waiting: int = Field(2_097_152, ge=1, description="decoder rows that may wait for one graph; then 429")
+    max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest body, after decompression")
+    max_json_depth: int = Field(64, ge=4, le=512, description="deepest nesting of a JSON body")
+    max_rows: int = Field(4096, ge=1, description="rows in one request")
+    max_draws: int = Field(4096, ge=1, description="draws a row in one request")
+    max_row_draws: int = Field(1_048_576, ge=1, description="rows × draws in one request")
+    timeout_ms: int = Field(30_000, ge=1, le=86_400_000, description="deadline of a request that names none")
+    max_timeout_ms: int = Field(300_000, ge=1, le=86_400_000, description="longest deadline a request may name")
+    drain_grace_ms: int = Field(
+        3_000, ge=0, le=600_000, description="after SIGTERM, how long requests are still taken while /readyz is 503"
+    )
+    drain_limit_ms: int = Field(
+        30_000, ge=0, le=600_000, description="after that, how long what is in flight may take to finish"
+    )
+    stall_ms: int = Field(60_000, ge=1, description="an engine call longer than this turns /livez 503")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON lines")
+    access_log: Literal["none", "errors", "all"] = Field("errors", description="which requests get a line in the log")
+    welcome: bool = Field(True, description="once ready, print on standard output where to go next")
+
+    @field_validator("required", mode="before")
+    @classmethod
+    def _comma_list(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+def load() -> Settings:
+    """Settings from the environment and .env; SettingsError on an unknown name or a value that can't be meant."""
+    _refuse_unknown({*os.environ, *dotenv_values(".env")})
+    try:
+        return Settings()
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        name = PREFIX + str(found["loc"][0]).upper()
+        raise SettingsError(f"{name}={found['input']!s}: {found['msg'][:1].lower()}{found['msg'][1:]}") from None
+
+
+def _refuse_unknown(names: set[str]) -> None:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in sorted(names):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            close = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise SettingsError(f"{name} is not a setting; {hint}")
