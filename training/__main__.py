@@ -72,8 +72,8 @@ def calibrate(folder: ArtifactFolder) -> None:
     from training import calibrate as calibrating
 
     with plainly():
-        with console.status("scoring the calibration split"):
-            made = calibrating.calibrate(folder)
+        with console.status("opening") as status:
+            made = calibrating.calibrate(folder, lambda done, rows: status.update(f"scored {done} of {rows} rows"))
         console.print(
             f"Scored   {made.n} held-out rows at {made.draws} draws; the smallest p-value is {made.smallest_p:.2g}"
         )
