@@ -2,8 +2,8 @@
 
 No timer. A batch is whatever is waiting when a lane comes free, and it is cut after the turn is taken, so load
 alone makes batches and a lone caller never waits for company. Room, cost and pieces are counted in decoder rows
-(rows × draws). A large ticket is cut into engine-sized pieces, along rows and then along draws; after each it goes
-to the back of the queue, so small tickets wait for one piece of it and not for all.
+(rows × draws). A large ticket is cut into engine-sized pieces, along rows and then along draws; after each it queues
+up behind those who came meanwhile, so small tickets wait for one piece of it and not for all.
 
 Every ticket is settled exactly once: answered, failed, expired, or its caller has gone and it is never computed.
 """
@@ -135,6 +135,7 @@ class Batcher:
         self._pace = pace  # seconds a decoder row, the best seen: an estimate that a stall can't poison
         self._report = report
         self._queue: deque[Ticket] = deque()
+        self._resting: list[Ticket] = []  # tickets that were cut last and are not done; they queue up behind newcomers
         self._held: set[Ticket] = set()  # tickets that aren't settled
         self._waiting = 0  # decoder rows that no call has taken
         self._arrival = asyncio.Event()
@@ -193,7 +194,7 @@ class Batcher:
             ticket.reply.cancel()
         if ticket.uncut:
             self._waiting -= ticket.uncut
-            self._queue.remove(ticket)
+            (self._queue if ticket in self._queue else self._resting).remove(ticket)
             ticket.row, ticket.draw = ticket.count, 0
 
     async def serve(self) -> None:
@@ -220,7 +221,8 @@ class Batcher:
         """The next batch: the first ticket that is still wanted, and all others that can share its call."""
         batch: list[Piece] = []
         passed: list[Ticket] = []
-        unfinished: list[Ticket] = []
+        self._queue.extend(self._resting)
+        self._resting = []
         room = self._size
         now = asyncio.get_running_loop().time()
         while self._queue and room > 0:
@@ -236,10 +238,9 @@ class Batcher:
             self._waiting -= piece.cost
             ticket.started = now if math.isnan(ticket.started) else ticket.started
             if ticket.uncut:
-                unfinished.append(ticket)
+                self._resting.append(ticket)
         self._queue.extendleft(reversed(passed))
-        self._queue.extend(unfinished)
-        if not self._queue:
+        if not self._queue and not self._resting:
             self._arrival.clear()
         return batch
 

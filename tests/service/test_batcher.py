@@ -1,0 +1,390 @@
+"""The batcher's promises, on a stub engine that is held at a gate; no test waits for luck."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+import pytest
+
+from service.artifact import Array, Arrays, Graph
+from service.batcher import Answer, Batcher, BatchReport
+from service.engine import Lanes
+from service.errors import EngineFailed, Late, NotReady, Overloaded
+
+pytestmark = pytest.mark.anyio
+
+PLAIN = Graph("plain", ("x",), {"y": "n"})
+BOUND = Graph("bound", ("x",), {"y": "nk", "kl": "n"}, bank="noise")
+JOINT = Graph("joint", ("x", "z"), {"y": "nk"}, drawn=("z",))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The service runs on asyncio."""
+    return "asyncio"
+
+
+class Stub:
+    """An engine that notes its calls, and waits at a gate while that is closed."""
+
+    def __init__(self) -> None:
+        self.calls: list[Arrays] = []
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.gate.set()
+
+    def compute(self, _: str, feeds: Mapping[str, Array]) -> Arrays:
+        """y = 2x for plain rows, x + noise for a bank, x + z for draws; a row of 13 is a poisoned one."""
+        self.calls.append(dict(feeds))
+        self.entered.release()
+        assert self.gate.wait(20)
+        if (feeds["x"] == 13).any():
+            raise RuntimeError("no rows of 13")
+        if "noise" in feeds:
+            return {"y": feeds["x"][:, :1] + feeds["noise"][:, 0], "kl": feeds["x"][:, 0]}
+        if "z" in feeds:
+            return {"y": feeds["x"][:, :1] + feeds["z"][:, :, 0]}
+        return {"y": feeds["x"] * 2}
+
+    async def busy(self) -> None:
+        """Wait until a call has come in."""
+        await asyncio.to_thread(self.entered.acquire)
+
+
+@asynccontextmanager
+async def served(
+    stub: Stub, graph: Graph = PLAIN, *, size: int = 8, room: int = 1000, lanes: int = 1, pace: float = 1e-9
+) -> AsyncIterator[Batcher]:
+    """A batcher at work."""
+    pool = Lanes(lanes)
+    batcher = Batcher(graph, stub.compute, pool, size=size, room=room, pace=pace)
+    task = asyncio.create_task(batcher.serve())
+    try:
+        yield batcher
+    finally:
+        stub.gate.set()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        pool.close()
+
+
+def rows(*values: float) -> Arrays:
+    """Rows of one number."""
+    return {"x": np.array(values, np.float64)[:, None]}
+
+
+def ask(batcher: Batcher, *values: float) -> asyncio.Task[Answer]:
+    """A caller with some rows."""
+    return asyncio.create_task(batcher.submit(rows(*values)))
+
+
+async def settled() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_lone_caller_waits_for_nobody() -> None:
+    """One row on an idle engine is computed at once, in a batch of its own."""
+    stub = Stub()
+    async with served(stub) as batcher:
+        answer = await batcher.submit(rows(1, 2))
+    assert answer.outputs["y"].tolist() == [[2], [4]]
+    assert [len(call["x"]) for call in stub.calls] == [2]
+
+
+async def test_rows_gather_while_the_engine_is_busy() -> None:
+    """What arrives during a call goes together into the next."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub) as batcher:
+        first = ask(batcher, 0)
+        await stub.busy()
+        others = [ask(batcher, value) for value in (1, 2, 3)]
+        await settled()
+        stub.gate.set()
+        answers = await asyncio.gather(first, *others)
+    assert [answer.outputs["y"].item() for answer in answers] == [0, 2, 4, 6]
+    assert [len(call["x"]) for call in stub.calls] == [1, 3]
+
+
+async def test_a_batch_is_cut_after_the_turn_is_taken() -> None:
+    """Rows that arrive while the lane is held by another graph still share the batch."""
+    stub = Stub()
+    lanes = Lanes(1)
+    batcher = Batcher(PLAIN, stub.compute, lanes, size=8, room=100)
+    task = asyncio.create_task(batcher.serve())
+    await lanes.take()
+    callers = [ask(batcher, 1)]
+    await settled()
+    callers.append(ask(batcher, 2))
+    await settled()
+    lanes.give()
+    await asyncio.gather(*callers)
+    assert [len(call["x"]) for call in stub.calls] == [2]
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("during", [False, True], ids=["before its run", "during its run"])
+async def test_one_cancelled_caller_costs_its_neighbours_nothing(during: bool) -> None:
+    """A caller that leaves, waiting or mid-batch, takes nobody along."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        leaver, stayer = ask(batcher, 1), ask(batcher, 2)
+        await settled()
+        if during:
+            stub.gate.set()
+            await held
+            stub.gate.clear()
+            await stub.busy()
+        leaver.cancel()
+        await settled()
+        stub.gate.set()
+        assert (await stayer).outputs["y"].item() == 4
+        assert leaver.cancelled()
+        assert (await batcher.submit(rows(5))).outputs["y"].item() == 10
+
+
+async def test_a_departed_ticket_is_never_computed_and_gives_its_room_back() -> None:
+    """Rows whose caller has gone before the cut don't reach the engine."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub, room=2) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        leaver = ask(batcher, 7, 7)
+        await settled()
+        assert batcher.waiting == 2
+        leaver.cancel()
+        await settled()
+        assert batcher.waiting == 0
+        stayer = ask(batcher, 1, 2)
+        await settled()
+        stub.gate.set()
+        await asyncio.gather(held, stayer)
+    assert not any((call["x"] == 7).any() for call in stub.calls)
+
+
+async def test_a_failing_batch_fails_only_its_culprit_and_the_loop_lives() -> None:
+    """Of a batch that fails, each piece is computed alone; only the poisoned one fails."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        good, bad, fine = ask(batcher, 1), ask(batcher, 13), ask(batcher, 2, 3)
+        await settled()
+        stub.gate.set()
+        found = await asyncio.gather(held, good, bad, fine, return_exceptions=True)
+        assert isinstance(found[2], EngineFailed)
+        assert [a.outputs["y"].ravel().tolist() for a in found if isinstance(a, Answer)] == [[0], [2], [4, 6]]
+        assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
+
+
+async def test_rows_that_do_not_fit_together_fail_their_culprit_not_the_loop() -> None:
+    """A ticket of another width breaks the stacking; it alone is answered with the failure that it causes."""
+
+    class Strict(Stub):
+        def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
+            found = super().compute(graph, feeds)
+            if feeds["x"].shape[1] != 1:
+                raise RuntimeError("wrong width")
+            return found
+
+    stub = Strict()
+    stub.gate.clear()
+    async with served(stub) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        good = ask(batcher, 1)
+        wide = asyncio.create_task(batcher.submit({"x": np.ones((1, 2))}))
+        await settled()
+        stub.gate.set()
+        found = await asyncio.gather(held, good, wide, return_exceptions=True)
+        assert isinstance(found[2], EngineFailed)
+        assert isinstance(found[1], Answer)
+        assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
+
+
+async def test_an_engine_that_loses_rows_fails_the_ticket() -> None:
+    """Another number of rows out than in is a failure, never somebody else's answer."""
+    stub = Stub()
+    lanes = Lanes(1)
+    batcher = Batcher(PLAIN, lambda _, feeds: {"y": feeds["x"][1:]}, lanes, size=8, room=100)
+    async with served(stub):
+        task = asyncio.create_task(batcher.serve())
+        with pytest.raises(EngineFailed, match="2 rows went in"):
+            await batcher.submit(rows(1, 2))
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_full_waiting_room_refuses_at_the_door() -> None:
+    """What there is no room for is refused at once, with the time it would have taken."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub, room=3, pace=2.0) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        waiting = ask(batcher, 1, 2)
+        await settled()
+        with pytest.raises(Overloaded) as refused:
+            await batcher.submit(rows(3, 4))
+        assert refused.value.retry_after == 4.0
+        stub.gate.set()
+        await asyncio.gather(held, waiting)
+
+
+async def test_an_expired_ticket_is_never_computed() -> None:
+    """A ticket whose deadline passes while it waits is settled as late and left out of the batch."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        soon = asyncio.get_running_loop().time() + 0.01
+        with pytest.raises(Late):
+            await batcher.submit(rows(7), deadline=soon)
+        stub.gate.set()
+        await held
+        assert (await batcher.submit(rows(1))).outputs["y"].item() == 2
+    assert not any((call["x"] == 7).any() for call in stub.calls)
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_before_work_is_spent() -> None:
+    """At a known pace, work that would end too late isn't begun."""
+    stub = Stub()
+    async with served(stub, pace=1.0) as batcher:
+        with pytest.raises(Late, match="can't be met"):
+            await batcher.submit(rows(1, 2, 3), deadline=asyncio.get_running_loop().time() + 2.0)
+    assert not stub.calls
+
+
+async def test_closing_settles_everyone_and_then_refuses() -> None:
+    """No caller hangs: those who wait and those being computed are told, and newcomers are refused."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        waiting = ask(batcher, 1)
+        await settled()
+        batcher.close()
+        found = await asyncio.gather(held, waiting, return_exceptions=True)
+        assert all(isinstance(error, NotReady) for error in found)
+        with pytest.raises(NotReady):
+            await batcher.submit(rows(2))
+
+
+async def test_cancelling_the_loop_settles_everyone() -> None:
+    """The same holds when the loop itself is cancelled in the middle of a call."""
+    stub = Stub()
+    stub.gate.clear()
+    pool = Lanes(1)
+    batcher = Batcher(PLAIN, stub.compute, pool, size=8, room=100)
+    task = asyncio.create_task(batcher.serve())
+    held = ask(batcher, 0)
+    await stub.busy()
+    waiting = ask(batcher, 1)
+    await settled()
+    task.cancel()
+    found = await asyncio.gather(held, waiting, return_exceptions=True)
+    assert all(isinstance(error, NotReady) for error in found)
+    stub.gate.set()
+
+
+async def test_a_small_ticket_waits_for_one_piece_of_a_large_one() -> None:
+    """A large ticket goes to the back of the queue after each piece."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub, size=4) as batcher:
+        large = ask(batcher, *range(100, 140))
+        await stub.busy()
+        small = ask(batcher, 1)
+        await settled()
+        stub.gate.set()
+        assert (await small).outputs["y"].item() == 2
+        assert (await large).outputs["y"].ravel().tolist() == [2 * value for value in range(100, 140)]
+    at = next(index for index, call in enumerate(stub.calls) if (call["x"] == 1).any())
+    assert at == 1
+    assert all(len(call["x"]) <= 4 for call in stub.calls)
+
+
+@pytest.mark.parametrize(("count", "draws"), [(5, 3), (2, 20), (1, 9), (7, 8), (3, 1)])
+async def test_large_requests_are_cut_along_rows_and_then_along_draws(count: int, draws: int) -> None:
+    """However a ticket is cut, its answer is that of the whole, and no call holds more than the batch size."""
+    stub = Stub()
+    noise = np.arange(draws, dtype=np.float64)[:, None]
+    values = np.arange(count, dtype=np.float64)[:, None] * 100
+    async with served(stub, BOUND, size=8) as batcher:
+        answer = await batcher.submit({"x": values}, bank=noise, key=("bank", draws))
+    assert np.array_equal(answer.outputs["y"], values + noise[:, 0])
+    assert np.array_equal(answer.outputs["kl"], values[:, 0])
+    assert all(len(call["x"]) * len(call["noise"]) <= 8 for call in stub.calls)
+
+
+@pytest.mark.parametrize(("count", "draws"), [(5, 3), (2, 20)])
+async def test_draws_of_each_row_are_cut_too(count: int, draws: int) -> None:
+    """A graph whose draws differ from row to row is cut along both axes."""
+    stub = Stub()
+    z = np.arange(count * draws, dtype=np.float64).reshape(count, draws, 1)
+    async with served(stub, JOINT, size=8) as batcher:
+        answer = await batcher.submit({"x": np.zeros((count, 1)), "z": z})
+    assert np.array_equal(answer.outputs["y"], z[:, :, 0])
+
+
+async def test_only_tickets_with_the_same_bank_run_together() -> None:
+    """A bank is shared by its batch, so tickets of two banks never share a call."""
+    stub = Stub()
+    stub.gate.clear()
+    one, two = np.ones((2, 1)), np.full((2, 1), 2.0)
+    async with served(stub, BOUND, size=64) as batcher:
+        held = asyncio.create_task(batcher.submit(rows(0), bank=one, key=1))
+        await stub.busy()
+        banks = [(1, one), (2, two), (1, one), (2, two)]
+        callers = [asyncio.create_task(batcher.submit(rows(10), bank=bank, key=key)) for key, bank in banks]
+        await settled()
+        stub.gate.set()
+        answers = await asyncio.gather(held, *callers)
+    assert [answer.outputs["y"][0, 0] for answer in answers] == [1, 11, 12, 11, 12]
+    assert [(len(call["x"]), call["noise"][0, 0]) for call in stub.calls] == [(1, 1), (2, 1), (2, 2)]
+
+
+async def test_every_one_of_many_callers_gets_its_own_rows() -> None:
+    """Random sizes, random leavers, several lanes: exactly one answer each, and the right one."""
+    generator = np.random.default_rng(0)
+    stub = Stub()
+    reports: list[BatchReport] = []
+    pool = Lanes(3)
+    batcher = Batcher(PLAIN, stub.compute, pool, size=16, room=10_000, report=reports.append)
+    task = asyncio.create_task(batcher.serve())
+    sizes = generator.integers(1, 40, 300)
+    wanted = [generator.integers(100, 10_000, size) for size in sizes]
+    callers = [ask(batcher, *values.tolist()) for values in wanted]
+    await settled()
+    leavers = set(generator.choice(300, 60, replace=False).tolist())
+    for index in leavers:
+        callers[index].cancel()
+    found = await asyncio.gather(*callers, return_exceptions=True)
+    for index, (values, answer) in enumerate(zip(wanted, found, strict=True)):
+        if isinstance(answer, Answer):
+            assert answer.outputs["y"].ravel().tolist() == (2 * values).tolist()
+        else:
+            assert index in leavers
+    assert batcher.waiting == 0
+    assert sum(report.tickets for report in reports) >= 240
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    pool.close()
