@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 import sys
@@ -15,6 +16,7 @@ import uvicorn
 
 from service import logs, welcome
 from service.app import build
+from service.artifact import Manifest
 from service.door import Door
 from service.errors import Problem
 from service.settings import Settings, SettingsError, load
@@ -86,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         print(f"vae-serve: {error}", file=sys.stderr)
         return 2
+    if asked.command == "schema":
+        print(json.dumps(Manifest.model_json_schema(), indent=2, ensure_ascii=False))
+        return 0
     logs.configure(settings.log_level, settings.log_format)
     if asked.command == "score":
         return score(settings, asked)
@@ -116,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m service", description="Serve trained variational autoencoders.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP (the default); settings are VAE_SERVE_* variables")
+    commands.add_parser("schema", help="print the manifest's JSON Schema")
     rows = commands.add_parser("score", help="score the rows of an npy file, without a server")
     rows.add_argument("model", help="NAME or NAME/VERSION in VAE_SERVE_MODELS")
     rows.add_argument("rows", type=Path, help="npy file, [n, *event]")

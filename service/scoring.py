@@ -64,7 +64,8 @@ def standard_error(means: Doubles) -> Doubles:
     count = means.shape[-1]
     if count < 2:
         return np.full(len(means), np.nan)
-    return np.asarray(means.std(-1, ddof=1) / np.sqrt(count), np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # a row scored −inf has no error that could be given
+        return np.asarray(means.std(-1, ddof=1) / np.sqrt(count), np.float64)
 
 
 def bits_per_dim(elbo: Doubles, dimensions: int) -> Doubles:

@@ -1,0 +1,132 @@
+"""The artifact on disk: what is refused, with which reason, and that writing is all or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service import artifact
+from service.errors import ArtifactRefused
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of tiny/1 that may be spoilt."""
+    return Path(shutil.copytree(ROOT / "exported_models" / "tiny" / "1", tmp_path / "tiny" / "1"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest behind its back."""
+    path = folder / artifact.MANIFEST
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["tiny", "mnist", "breast-cancer"])
+def test_the_committed_artifacts_are_what_they_say(name: str) -> None:
+    """Every digest, shape and split holds; the four splits are four."""
+    found = artifact.read(ROOT / "exported_models" / name / "1")
+    splits = found.manifest.training.splits
+    assert set(splits) == {"fit", "validation", "calibration", "test"}
+    assert len({split.sha256 for split in splits.values()}) == 4
+    assert found.manifest.calibration is not None
+    assert found.manifest.calibration.split == splits["calibration"].sha256
+    for parity in found.manifest.parity.values():
+        assert parity.error <= parity.tolerance
+
+
+def test_a_table_names_its_columns() -> None:
+    """Tables carry their column names and units."""
+    features = artifact.read(ROOT / "exported_models" / "breast-cancer" / "1").manifest.features
+    assert features is not None
+    assert features[0].name == "mean radius"
+    assert len(features) == 30
+
+
+@pytest.mark.parametrize("name", ["elbo.onnx", "golden.npz", "calibration.npz", "config.yaml"])
+def test_a_changed_file_is_refused(folder: Path, name: str) -> None:
+    """One flipped bit in any file is found before the file is opened."""
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ArtifactRefused, match=f"{name} is not the file that the manifest lists"):
+        artifact.read(folder)
+
+
+def test_a_missing_file_and_a_link_are_refused(folder: Path) -> None:
+    """What the manifest lists must lie in the folder itself."""
+    (folder / "terms.onnx").rename(folder.parent / "elsewhere")
+    with pytest.raises(ArtifactRefused, match=r"terms\.onnx is listed"):
+        artifact.read(folder)
+    (folder / "terms.onnx").symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(ArtifactRefused, match=r"terms\.onnx is listed"):
+        artifact.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m["files"]["elbo.onnx"].update(sha256="0" * 64), "the calibration was made with another"),
+        (lambda m: m["files"]["encoder.onnx"].update(sha256="0" * 64), "is not the file that the manifest lists"),
+        (lambda m: m["files"].pop("decoder.onnx"), "lists no decoder.onnx"),
+        (lambda m: m["files"].update({"../x": {"sha256": "0" * 64, "bytes": 1}}), "files"),
+        (lambda m: m.pop("family"), "family: Field required"),
+        (lambda m: m.update(event_shape=[]), "event_shape"),
+        (lambda m: m.update(surprise=1), "surprise"),
+        (lambda m: m["golden"]["tolerance"].pop("elbo.kl"), r"golden\.tolerance lacks elbo\.kl"),
+        (lambda m: m["calibration"].update(n=7), r"calibration\.npz holds"),
+        (lambda m: m["support"].update(step=None), "a support of levels"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(folder: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
+    """A manifest is held to its schema, to itself and to the files, and the reason is one line."""
+    edit(folder, change)
+    with pytest.raises(ArtifactRefused, match=reason) as refused:
+        artifact.read(folder)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"[1, 2]", b"\xff\xfe"])
+def test_a_manifest_that_is_no_manifest_is_refused(folder: Path, content: bytes) -> None:
+    """Anything but a JSON object of the schema is refused, not raised."""
+    (folder / artifact.MANIFEST).write_bytes(content)
+    with pytest.raises(ArtifactRefused):
+        artifact.read(folder)
+
+
+def test_pickles_are_never_opened(folder: Path) -> None:
+    """An npz that holds objects is refused, even where its digest is right."""
+    np.savez(folder / "golden.npz", evil=np.array([print], dtype=object))
+    described = artifact.describe(folder / "golden.npz").model_dump()
+    edit(folder, lambda m: m["files"].update({"golden.npz": described}))
+    with pytest.raises(ArtifactRefused, match=r"golden\.npz can't be read as arrays"):
+        artifact.read(folder)
+
+
+def test_writing_is_all_or_nothing(folder: Path) -> None:
+    """An artifact that doesn't hold together leaves nothing behind, and what was there stays."""
+    found = artifact.read(folder)
+    with pytest.raises(FileExistsError):
+        artifact.write(folder, {}, {})
+    with pytest.raises(ArtifactRefused):
+        artifact.rewrite(found, {}, {"golden.npz": b"nonsense"})
+    assert artifact.read(folder).manifest == found.manifest
+    assert [path.name for path in folder.parent.iterdir()] == ["1"]
+    changed = artifact.rewrite(found, {"description": "another"}, {})
+    assert artifact.read(folder).manifest == changed
+    assert changed.description == "another"
+
+
+def test_the_schema_in_the_docs_is_the_code_s() -> None:
+    """docs/manifest.schema.json is generated: python -m service schema > docs/manifest.schema.json."""
+    committed = json.loads((ROOT / "docs" / "manifest.schema.json").read_text())
+    assert committed == artifact.Manifest.model_json_schema()
