@@ -264,11 +264,17 @@ def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
     if x.dtype.kind == "f":
         _refuse(inputs, ~np.isfinite(x), pointer, f"is past the range of {x.dtype}")
         if inputs.dtype.kind in "iu":
-            _refuse(inputs, x.astype(inputs.dtype) != inputs, pointer, f"can't be held exactly by {x.dtype}")
+            _refuse(inputs, _moved(inputs, x), pointer, f"can't be held exactly by {x.dtype}")
     else:
         _refuse(inputs, x != inputs, pointer, _off_support(manifest.support))
     _check_support(x, manifest.support, pointer)
     return x
+
+
+def _moved(whole: Array, x: Array) -> Array:
+    """Where an integer's float is another number; one rounded up to past the integer's range has no way back."""
+    with np.errstate(invalid="ignore"):
+        return (x >= float(np.iinfo(whole.dtype).max) + 1.0) | (x.astype(whole.dtype) != whole)
 
 
 def _check_support(x: Array, support: Support, pointer: str) -> None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.http import wire
-from service.http.exchange import Desk, find
+from service.http.exchange import Desk, find, header
 from service.models import Model
 
 
@@ -46,5 +46,5 @@ def described(model: Model) -> dict[str, Any]:
 
 
 def _json(request: Request, content: Any) -> Response:
-    form = wire.negotiate(request.headers.get("accept"), (wire.JSON,))
+    form = wire.negotiate(header(request, "accept"), (wire.JSON,))
     return Response(wire.dumps(content), media_type=form)

@@ -21,6 +21,9 @@ from service.errors import Malformed, TooLarge, Unreadable, Unspeakable, invalid
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 DIAGNOSED = 2**20  # bytes of a bad JSON body that are read again, slowly, to say what is wrong and where
+# Bytes of a compressed member that are looked at first. What follows a member's end is copied, so a window as long as
+# the body would make the work grow with the square of the number of members.
+WINDOW = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +88,25 @@ def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:
+    """The members of a gzip body, which may be strung together, in one pass."""
     parts: list[bytes] = []
-    size = 0
-    while body:
-        stream = zlib.decompressobj(wbits=31)
-        try:
-            part = stream.decompress(body, limit + 1 - size)
-        except zlib.error as error:
-            raise Malformed(f"the body is not what gzip makes: {error}") from None
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise TooLarge(_over(limit))
+    size = start = 0
+    while start < len(body):
+        stream, width = zlib.decompressobj(wbits=31), WINDOW
+        while not stream.eof and start < len(body):
+            window = body[start : start + width]
+            try:
+                part = stream.decompress(window, limit + 1 - size)
+            except zlib.error as error:
+                raise Malformed(f"the body is not what gzip makes: {error}") from None
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise TooLarge(_over(limit))
+            start += len(window) - len(stream.unused_data)
+            width *= 2
         if not stream.eof:
             raise Malformed("the gzip body is cut short")
-        body = stream.unused_data  # gzip files may be strung together
     return b"".join(parts)
 
 
@@ -118,12 +125,16 @@ def _unzstd(body: bytes, limit: int) -> bytes:
 
 def _whole_zstd(body: bytes) -> bool:
     """Whether every frame of a body that fits the limit ends."""
-    while body:
-        stream = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
-        stream.decompress(body)
+    reader, start = zstandard.ZstdDecompressor(max_window_size=2**27), 0
+    while start < len(body):
+        stream, width = reader.decompressobj(), WINDOW
+        while not stream.eof and start < len(body):
+            window = body[start : start + width]
+            stream.decompress(window)
+            start += len(window) - len(stream.unused_data)
+            width *= 2
         if not stream.eof:
             return False
-        body = stream.unused_data
     return True
 
 
