@@ -74,7 +74,14 @@ def export(
     Without a version, the next free one. Unusable where it is taken; ArtifactRefused where a promise doesn't hold.
     """
     folder = destination(models / fitted.run.name, version, replace)
-    made = build(fitted.vae, fitted, say)
+    write(build(fitted.vae, fitted, say), fitted, folder, replace=replace, say=say)
+    return folder
+
+
+def write(
+    made: Mapping[str, Exported], fitted: Fitted, folder: Path, *, replace: bool = False, say: Say = print
+) -> None:
+    """Hold graphs to their promises, and write them with what was found; ArtifactRefused where one doesn't hold."""
     say("rows alone against rows in batches, bit by bit")
     for one in made.values():
         independence.check(one.graph, one.run, _feeds(one.graph, fitted, 300, 9, "fit"))
@@ -87,7 +94,6 @@ def export(
     files[artifact.GOLDEN] = artifact.pack(_flat(made, golden))
     files[artifact.CONFIG] = config.write(fitted.run).encode()
     artifact.write(folder, fields, files, replace=replace)
-    return folder
 
 
 def destination(models: Path, version: int | None, replace: bool) -> Path:
@@ -103,15 +109,15 @@ def destination(models: Path, version: int | None, replace: bool) -> Path:
 
 def build(vae: VAE, fitted: Fitted, say: Say = print) -> dict[str, Exported]:
     """The five graphs, exported and opened."""
-    doubled = _doubled(fitted)
-    truths = graphs.modules(doubled)
+    exact = doubled(fitted)
+    truths = graphs.modules(exact)
     made = {}
     for name, module in graphs.modules(vae).items():
         say(f"{name}.onnx")
         graph = artifact.graphs(vae.likelihood.parameter_names)[name]
         example = {key: torch.from_numpy(value) for key, value in _feeds(graph, fitted, 3, 2, "fit").items()}
         content = graphs.export(name, module, example, tuple(graph.outputs))
-        made[name] = Exported(graph, content, session(content), truths[name], doubled)
+        made[name] = Exported(graph, content, session(content), truths[name], exact)
     return made
 
 
@@ -180,13 +186,13 @@ def _feeds(graph: Graph, fitted: Fitted, rows: int, draws: int, split: str) -> A
     return feeds
 
 
-def _doubled(fitted: Fitted) -> VAE:
+def doubled(fitted: Fitted) -> VAE:
     """The same VAE in float64."""
     from training import vae
 
-    doubled = vae.build(fitted.run, fitted.data)
-    doubled.load_state_dict(fitted.vae.state_dict())
-    return doubled.double().eval().requires_grad_(False)
+    copy = vae.build(fitted.run, fitted.data)
+    copy.load_state_dict(fitted.vae.state_dict())
+    return copy.double().eval().requires_grad_(False)
 
 
 def _golden(made: Mapping[str, Exported], feeds: Mapping[str, Arrays]) -> Golden:

@@ -1,0 +1,71 @@
+"""Data sets: real rows, in four splits that share none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training import config, data
+from training.data import SPLITS, DataSet
+
+WANTED: list[tuple[config.Data, tuple[int, ...], str, tuple[int, ...]]] = [
+    (config.Mnist(name="mnist"), (28, 28), "uint8", (3000, 500, 1000, 500)),
+    (config.Digits(name="digits"), (8, 8), "uint8", (1000, 197, 400, 200)),
+    (config.Digits(name="digits", binarise=7), (8, 8), "uint8", (1000, 197, 400, 200)),
+    (config.BreastCancer(name="breast-cancer"), (30,), "float64", (178, 36, 99, 44)),
+]
+
+
+@pytest.mark.parametrize(("wanted", "shape", "dtype", "sizes"), WANTED, ids=lambda value: str(value)[:40])
+def test_a_data_set_is_what_it_says(
+    wanted: config.Data, shape: tuple[int, ...], dtype: str, sizes: tuple[int, ...]
+) -> None:
+    """Shape, dtype and split sizes are as documented, and the same rows come each time."""
+    found, again = data.load(wanted), data.load(wanted)
+    assert (found.event_shape, found.event_dtype) == (shape, dtype)
+    assert tuple(len(found.splits[name]) for name in SPLITS) == sizes
+    assert found.digests == again.digests
+    assert len({part.sha256 for part in found.digests.values()}) == 4
+    assert within_support(found)
+
+
+def within_support(found: DataSet) -> bool:
+    """Whether every row lies on the support that the data set states."""
+    rows = np.concatenate([part.reshape(len(part), -1) for part in found.splits.values()])
+    if found.support.kind == "real":
+        return bool(np.isfinite(rows).all())
+    return bool(rows.min() == found.support.lowest and rows.max() == found.support.highest)
+
+
+@pytest.mark.parametrize("rows", [20, 357, 1001])
+def test_splits_are_disjoint_and_waste_nothing(rows: int) -> None:
+    """Every row falls in exactly one split, whatever the seed."""
+    for seed in range(5):
+        parts = data.split(np.arange(rows), data.shares(rows), seed)
+        assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(rows))
+        assert all(len(part) for part in parts.values())
+
+
+def test_the_table_names_its_columns_and_keeps_malignant_rows_apart() -> None:
+    """Thirty named columns without invented units; all 212 malignant rows are anomalies and none is in a split."""
+    found = data.load(config.BreastCancer(name="breast-cancer"))
+    assert found.features is not None
+    assert [feature.name for feature in found.features][:2] == ["mean radius", "mean texture"]
+    assert {feature.unit for feature in found.features} == {None}
+    assert found.anomalies is not None
+    assert len(found.anomalies) == 212
+    held = {row.tobytes() for part in found.splits.values() for row in part}
+    assert not held & {row.tobytes() for row in found.anomalies}
+
+
+def test_your_own_rows_are_taken_from_a_file(tmp_path: Path) -> None:
+    """uint8 rows are levels up to the highest stated, float64 rows are real."""
+    path = tmp_path / "rows.npy"
+    np.save(path, np.tile(np.arange(4, dtype=np.uint8), (40, 1)))
+    levels = data.load(config.File(name="file", path=str(path), source="a test", highest=9))
+    assert (levels.support.highest, levels.event_shape) == (9.0, (4,))
+    np.save(path, np.random.default_rng(0).standard_normal((40, 2, 3)))
+    real = data.load(config.File(name="file", path=str(path), source="a test"))
+    assert (real.support.kind, real.event_shape) == ("real", (2, 3))

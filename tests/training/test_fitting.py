@@ -1,0 +1,91 @@
+"""Fitting: repeatable, resumable, and scored by the held-out bound alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import config, fit, objective
+from training.config import Run, Unusable
+from training.fit import Fitted
+
+
+def short(epochs: int, **changes: object) -> Run:
+    """`tiny`, stopped early."""
+    plain = config.read(Path("configs/tiny.yaml")).plain()
+    return config.check({**plain, "optimiser": {**plain["optimiser"], "epochs": epochs}, **changes}, "a test")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What was kept."""
+    return dict(fit.load(folder).vae.state_dict())
+
+
+def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of the third epoch and resumed: the same weights to the bit, and the same history."""
+    run = short(5)
+    whole = fit.fit(run, tmp_path / "whole")
+    step = fit.Module.training_step
+
+    def killed(module: fit.Module, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        if module.current_epoch == 2 and index == 5:
+            raise SystemExit("killed")
+        return step(module, batch, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit.Module, "training_step", killed)
+        with pytest.raises(SystemExit):
+            fit.fit(run, tmp_path / "killed")
+    resumed = fit.fit(run, tmp_path / "killed", resume=True)
+    assert resumed.figures == whole.figures
+    before, after = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_can_not_be_resumed_is_refused(tmp_path: Path) -> None:
+    """Neither an empty folder nor the run of another config is gone on from."""
+    with pytest.raises(Unusable, match="nothing to resume"):
+        fit.fit(short(1), tmp_path / "none", resume=True)
+    fit.fit(short(1), tmp_path / "one")
+    with pytest.raises(Unusable, match="another config"):
+        fit.fit(short(1, seed=1), tmp_path / "one", resume=True)
+
+
+def test_the_folder_holds_what_a_person_looks_for(run_folder: Path, fitted: Fitted) -> None:
+    """Config, checkpoints, picture, and the two terms of every epoch; the kept epoch is the best one."""
+    assert {path.name for path in run_folder.iterdir()} == {
+        *("config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "picture.png")
+    }
+    assert config.read(run_folder / "config.yaml") == fitted.run
+    figures = json.loads((run_folder / "metrics.json").read_text())
+    assert fit.held_out(fitted.figures[-1]) == max(map(fit.held_out, figures))
+    assert (run_folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_are_refused_on_other_data(run_folder: Path, tmp_path: Path) -> None:
+    """A checkpoint whose splits are not those that its config now gives isn't loaded."""
+    kept = torch.load(run_folder / "best.ckpt", weights_only=True)
+    torch.save({**kept, "splits": dict.fromkeys(kept["splits"], "0" * 64)}, tmp_path / "best.ckpt")
+    with pytest.raises(Unusable, match="other rows"):
+        fit.load(tmp_path)
+
+
+def test_an_objective_that_runs_away_is_named(tmp_path: Path) -> None:
+    """A learning rate that ends in NaN is one clear line, with what to change."""
+    with pytest.raises(Unusable, match=r"lower optimiser\.lr"):
+        fit.fit(short(3, optimiser={"lr": 1e30, "epochs": 3}), tmp_path)
+
+
+def test_beta_rises_over_the_warm_up_and_never_enters_the_bound(fitted: Fitted) -> None:
+    """β is a training matter: linear, then constant; the ELBO is the objective at β = 1."""
+    wanted = config.Objective(beta=2.0, warm_up=3)
+    assert [objective.beta_at(epoch, wanted) for epoch in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    x = torch.from_numpy(fitted.data.splits["test"][:5])
+    terms = objective.terms(fitted.vae, x, torch.zeros(1, 2))
+    assert torch.equal(objective.elbo(terms), objective.weighted(terms, 1.0))
+    assert torch.allclose(objective.weighted(terms, 3.0), terms.log_likelihood - 3 * terms.kl)
