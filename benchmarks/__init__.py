@@ -1,0 +1,1 @@
+"""What we claim about speed and about scores, as scripts that print the tables."""
