@@ -56,7 +56,7 @@ def group_means(values: Doubles, bank: Bank) -> Doubles:
     """
     sizes = set(bank.groups)
     if len(sizes) == 1:
-        return np.ascontiguousarray(values).reshape(len(values), len(bank.groups), -1).mean(-1)
+        return np.asarray(np.ascontiguousarray(values).reshape(len(values), len(bank.groups), -1).mean(-1))
     spans = itertools.pairwise(np.cumsum((0, *bank.groups)))
     return np.stack([np.ascontiguousarray(values[:, a:b]).mean(-1) for a, b in spans], axis=-1)
 
