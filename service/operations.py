@@ -274,7 +274,7 @@ def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
 def _moved(whole: Array, x: Array) -> Array:
     """Where an integer's float is another number; one rounded up to past the integer's range has no way back."""
     with np.errstate(invalid="ignore"):
-        return (x >= float(np.iinfo(whole.dtype).max) + 1.0) | (x.astype(whole.dtype) != whole)
+        return np.asarray((x >= float(np.iinfo(whole.dtype).max) + 1.0) | (x.astype(whole.dtype) != whole))
 
 
 def _check_support(x: Array, support: Support, pointer: str) -> None:

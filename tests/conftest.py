@@ -39,6 +39,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models that holds tiny alone."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "tiny").symlink_to(kit.COMMITTED / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
 async def house(models: Path, anyio_backend: str) -> AsyncIterator[kit.House]:  # noqa: ARG001  its scope is needed
     """The service on all models, in this process; for tests that leave it as it was."""
     async with kit.open_house(kit.configured(models)) as opened:
@@ -54,7 +62,7 @@ def address(models: Path) -> Iterator[str]:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """A folder of models that holds tiny alone, and may be spoilt."""
+    """The same, to be spoilt."""
     folder = tmp_path / "models"
     kit.copied("tiny", folder)
     return folder

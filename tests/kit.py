@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -52,7 +53,7 @@ class House:
 
     async def ask(self, path: str, body: object = None, **headers: str) -> httpx.Response:
         """POST JSON to /v1/models/{path}; headers are named with underscores."""
-        return await self.send(path, orjson.dumps(body if body is not None else {}), content_type=JSON, **headers)
+        return await self.send(path, json.dumps({} if body is None else body).encode(), content_type=JSON, **headers)
 
     async def send(self, path: str, content: bytes, **headers: str) -> httpx.Response:
         """POST bytes as they are."""

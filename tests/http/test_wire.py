@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -277,10 +278,10 @@ async def test_many_small_members_take_no_longer_than_their_bytes(house: House, 
     answered(await house.send("tiny/score", body, content_encoding=encoding, x_timeout_ms="5000"))
 
 
-async def test_limits_count_bytes_after_decompression(models: Any) -> None:
+async def test_limits_count_bytes_after_decompression(small: Path) -> None:
     """A body of the limit passes however it is packed; one byte more does not."""
     body = orjson.dumps({"inputs": X.tolist()})
-    async with open_house(configured(models, max_body_bytes=len(body), required="tiny")) as house:
+    async with open_house(configured(small, max_body_bytes=len(body))) as house:
         for encoding, pack in PACKERS:
             answered(await house.send("tiny/score", pack(body), content_encoding=encoding))
             said = refused(await house.send("tiny/score", pack(body + b" "), content_encoding=encoding), 413)
