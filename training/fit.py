@@ -156,6 +156,16 @@ class Bar(Callback):
         text = f"{self.progress.tasks[0].description.split(' ')[0]} epoch {epoch}: held-out ELBO {bound:.2f} nats"
         self.progress.update(self.task, description=text, completed=epoch)
 
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,  # noqa: ARG002  # Lightning's signature
+        pl_module: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Say how to go on after Ctrl-C; Lightning then ends the process with status 1."""
+        if isinstance(exception, KeyboardInterrupt):
+            self.progress.console.print(f"Stopped in epoch {pl_module.current_epoch + 1}; go on with --resume")
+
 
 def fit(run: Run, folder: Path, *, resume: bool = False, console: Console | None = None) -> Fitted:
     """Fit a run into its folder; with `resume`, from the last whole epoch. Unusable where that can't be."""
@@ -167,8 +177,6 @@ def fit(run: Run, folder: Path, *, resume: bool = False, console: Console | None
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
         trainer.fit(module, ckpt_path=last, weights_only=True)
-    if trainer.interrupted:
-        raise Unusable(f"stopped in epoch {module.current_epoch}; go on with --resume")
     fitted = load(folder)
     (folder / METRICS).write_text(json.dumps(module.figures, indent=1) + "\n")
     picture.draw(fitted.vae, fitted.run, fitted.data, module.figures, folder / PICTURE)

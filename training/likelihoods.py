@@ -51,7 +51,7 @@ def softclip(raw: Tensor, low: float, high: float) -> Tensor:
 
 
 def softplus(a: Tensor) -> Tensor:
-    """log(1 + eᵃ). torch's own is linear from 20 on, which float64 can tell; float32 can't, and exports as one node."""
+    """log(1 + eᵃ). torch's own is linear from 20 on, which float64 can tell; float32 can't."""
     return F.softplus(a, threshold=40.0 if a.dtype == torch.float64 else 20.0)
 
 
