@@ -59,6 +59,16 @@ class Fault:
     reason: str
 
 
+def pointer(*steps: object) -> str:
+    """A JSON pointer (RFC 6901); a long name is shortened, since it is the caller's and comes back in the answer.
+
+    >>> pointer("inputs", 3, "a/b")
+    '/inputs/3/a~1b'
+    """
+    names = (str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+    return "".join(f"/{name if len(name) <= 80 else name[:79] + '…'}" for name in names)
+
+
 class Invalid(Refused):
     """Read, understood, and not a request for this model."""
 

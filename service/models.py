@@ -112,6 +112,8 @@ class Models:
             version = max(loaded or [number for other, number in self._found if other == name], default=None)
         if version is not None and (model := self._served.get((name, version))):
             return model
+        if not self._looked:
+            raise NotReady("the models are still being looked for")
         if version is None or (name, version) not in self._found:
             raise Unknown(self._unknown(name, version))
         raise NotReady(f"{name}/{version} {self._why((name, version))}")

@@ -27,6 +27,7 @@ STATUSES: Mapping[type[Exception], int] = {
     errors.NotReady: 503,
     errors.Late: 503,
     errors.Problem: 500,
+    Exception: 500,
 }
 
 
@@ -40,7 +41,7 @@ def status_of(error: Exception) -> int:
 
 
 async def answer_problem(request: Request, error: Exception) -> Response:
-    """The answer to anything in our own tree of errors."""
+    """The answer to anything in our own tree of errors, and to a bug."""
     status = status_of(error)
     if status == 500:
         return _ours(request, error)

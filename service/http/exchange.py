@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from service.artifact import Array
 from service.door import Door
-from service.errors import Fault, Invalid, Late, Malformed, TooLarge, Unknown, Unreadable, invalid
+from service.errors import Fault, Invalid, Late, Malformed, TooLarge, Unknown, Unreadable, invalid, pointer
 from service.http import wire
 from service.http.errors import Gone
 from service.http.telemetry import Visit
@@ -26,6 +26,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound="Fields")
 
 INLINE = 131_072  # bytes of a body, or numbers of an answer, that are handled without leaving the event loop
+MOST_FAULTS = 16  # that an answer lists
 
 
 class Fields(BaseModel):
@@ -133,7 +134,7 @@ async def _left(request: Request) -> None:
 async def read_body(request: Request, limit: int) -> bytes:
     """The body's bytes, never more than the limit; Content-Length is believed only when it says too much."""
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdecimal() and int(declared) > limit:
         raise TooLarge(f"the body of {declared} bytes is over the limit of {limit} bytes")
     parts: list[bytes] = []
     size = 0
@@ -162,7 +163,7 @@ def parse(request: Request, content: bytes, array: str | None, limits: Limits) -
             raise invalid("", "a query parameter is given twice")
         return Body(dict(query), wire.read_npy(content, array), query=True)
     if query:
-        raise invalid(f"/{next(iter(query))}", f"with {wire.JSON} this belongs into the body, not into the query")
+        raise invalid(pointer(next(iter(query))), f"with {wire.JSON} this belongs into the body, not into the query")
     if not content and array is None:
         return Body({}, None)
     return wire.read_json(content, array, limits)
@@ -177,7 +178,9 @@ def checked(fields: type[F], body: Body, array: str | None) -> F:
         return fields.model_validate(body.fields, strict=not body.query)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        raise Invalid(*(Fault("".join(f"/{step}" for step in f["loc"]), _reason(f["msg"])) for f in found)) from None
+        faults = [Fault(pointer(*fault["loc"]), _reason(fault["msg"])) for fault in found[:MOST_FAULTS]]
+        more = [Fault("", f"and {len(found) - MOST_FAULTS} more")] if len(found) > MOST_FAULTS else []
+        raise Invalid(*faults, *more) from None
 
 
 def _reason(message: str) -> str:

@@ -18,16 +18,16 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
     """The routes of this module; stalled says what has been computing for too long, if anything."""
     routes = APIRouter(tags=["health"])
 
-    @routes.head("/livez", include_in_schema=False)
     @routes.get("/livez")
+    @routes.api_route("/livez", methods=["GET", "HEAD"], include_in_schema=False)  # first, so that Allow lists both
     async def livez(request: Request) -> Response:
         """200 while the process works; 503 when an engine stalls or something that must not die has died."""
         request.scope["visit"].operation = "livez"
         fault = door.fault or stalled()
         return _said("live", [fault] if fault else [])
 
-    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz")
+    @routes.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)  # first, so that Allow lists both
     async def readyz(request: Request) -> Response:
         """200 once every required model has answered its golden rows, until the service drains."""
         request.scope["visit"].operation = "readyz"

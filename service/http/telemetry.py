@@ -9,9 +9,11 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Literal
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.door import Door
+from service.http.errors import answer_problem
 from service.metrics import Metrics
 from service.operations import Errand
 
@@ -55,14 +57,15 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         visit = scope["visit"] = Visit(_id(scope), time.perf_counter())
+        stamped = self._stamped(visit, send)
         self._door.inside += 1
         try:
-            await self._app(scope, receive, self._stamped(visit, send))
-        except Exception:
+            await self._app(scope, receive, stamped)
+        except Exception as error:
             # Nothing but a bug comes here: errors of ours were answered inside.
-            log.exception("reference %s", visit.id)
-            visit.status = visit.status or 500
-            raise
+            if visit.status:
+                raise  # half an answer is out; the server can only hang up
+            await (await answer_problem(Request(scope), error))(scope, receive, stamped)
         finally:
             self._door.inside -= 1
             self._close(scope, visit)
