@@ -3,7 +3,7 @@
 PYTHON   ?= python3
 CONFIG   ?= configs/digits.yaml
 RUN      ?= runs/$(basename $(notdir $(CONFIG)))
-ARTIFACT ?= $(lastword $(sort $(wildcard exported_models/$(notdir $(RUN))/*)))
+ARTIFACT ?= $(shell ls -d exported_models/$(notdir $(RUN))/* 2>/dev/null | sort -V | tail -n 1)
 # GPU=1 serves on CUDA, from an environment of its own.
 KIND     := $(if $(GPU),gpu,cpu)
 SERVICE  := $(if $(GPU),.venv-gpu,.venv)
@@ -55,14 +55,15 @@ clean:  ## remove the environments and caches; runs/ stays
 	find service training tests benchmarks examples scripts -name __pycache__ -prune -exec rm -rf {} +
 
 # The service's environment: its dependencies alone, by their hashes. It runs from this folder, so nothing of ours is installed.
+# --no-compile: what is imported is compiled when it first is, and the rest never.
 $(SERVICE)/ready: requirements/service-$(KIND).txt
 	@$(PYTHON) scripts/environment.py $(SERVICE)
-	@$(SERVICE)/bin/python $(PIP) install --require-hashes -r $<
+	@$(SERVICE)/bin/python $(PIP) install --no-compile --require-hashes -r $<
 	@touch $@
 
 # The trainer's and the tests' environment. torch first: on its own, pip takes the build that this machine's index prefers.
 $(DEV)/ready: requirements/trainer.txt pyproject.toml
 	@$(PYTHON) scripts/environment.py $(DEV)
-	@$(DEV)/bin/python $(PIP) install -c requirements/trainer.txt torch
-	@$(DEV)/bin/python $(PIP) install -c requirements/trainer.txt -e '.[cpu,train,dev]'
+	@$(DEV)/bin/python $(PIP) install --no-compile -c requirements/trainer.txt torch
+	@$(DEV)/bin/python $(PIP) install --no-compile -c requirements/trainer.txt -e '.[cpu,train,dev]'
 	@touch $@

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "vae-serve:container-test"
+DOCKER, DOCKERD, MMDEBSTRAP = "/usr/bin/docker", "/usr/sbin/dockerd", "/usr/bin/mmdebstrap"  # where Debian has them
 LOCKED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
 LIMITED = ["--memory", "1g", "--cpus", "1", "--pids-limit", "256"]
 DIGIT = ["00011000", "00011000", "00110000", "00110000", "00111100", "00100110", "00110110", "00011100"]
@@ -139,13 +140,10 @@ def pip_secrets(scratch: Path) -> list[str]:
     """Where pip gets its packages on this machine, as a pip.conf, and the certificates that it trusts."""
     settings: dict[str, str] = {}
     listed = ran([sys.executable, "-m", "pip", "config", "list"], fails=True).stdout
-    for scope, name, value in re.findall(r"^(global|install|:env:)\.([a-z-]+)='(.*)'$", listed, re.MULTILINE):
-        addresses = [word for word in value.split("\\n" if "\\n" in value else None) if "file:" not in word]
-        if name in {"index-url", "extra-index-url", "trusted-host", "proxy"} and addresses:
-            settings[name] = "\n    ".join(addresses)
-        if name == "cert":
-            settings[name] = value
-        del scope
+    for name, value in re.findall(r"^(?:global|install|:env:)\.([a-z-]+)='(.*)'$", listed, re.MULTILINE):
+        words = [word for word in value.replace("\\n", " ").split() if not word.startswith("file:")]
+        if name in {"index-url", "extra-index-url", "trusted-host", "proxy", "cert"} and words:
+            settings[name] = "\n    ".join(words)
     trusted = [settings.pop("cert", None), os.environ.get("SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"]
     certificates = next((path for path in trusted if path and Path(path).is_file()), None)
     options = []
@@ -173,16 +171,16 @@ def base_image() -> str:
 
 def engine_here(base: str) -> Engine | None:
     """The engine that answers on this machine, if it has the base image or can pull it."""
-    if not shutil.which("docker"):
-        return None
     engine = Engine(["docker"], own=False)
+
+    def answers(*arguments: str) -> bool:
+        return engine(*arguments, fails=True, limit=180).returncode == 0
+
     try:
-        for arguments in (["version"], ["image", "inspect", base], ["pull", "--quiet", base]):
-            if engine(*arguments, fails=True, limit=180).returncode == (arguments[0] == "version"):
-                return None if arguments[0] == "version" else engine
-    except subprocess.TimeoutExpired:
-        pass
-    return None
+        has_base = answers("version") and (answers("image", "inspect", base) or answers("pull", "--quiet", base))
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return engine if has_base else None
 
 
 @contextmanager
@@ -195,8 +193,8 @@ def engine_of_our_own(scratch: Path, base: str) -> Iterator[Engine]:
     options += ["--pidfile", f"{scratch}/engine/d.pid", "--host", address]
     options += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
     with log.open("w") as out:
-        daemon = subprocess.Popen(["/usr/bin/dockerd", *options], stdout=out, stderr=subprocess.STDOUT)
-    engine = Engine(["/usr/bin/docker", "--host", address], own=True)
+        daemon = subprocess.Popen([DOCKERD, *options], stdout=out, stderr=subprocess.STDOUT)
+    engine = Engine([DOCKER, "--host", address], own=True)
     try:
         try:
             wait(lambda: daemon.poll() is not None or engine("version", fails=True).returncode == 0, 60, log.read_text)
@@ -220,7 +218,7 @@ def install() -> None:
     """Debian's Docker engine, and what makes a base image without pulling one; NoEngine where that can't be."""
     if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("apt-get"):
         raise NoEngine("no Docker engine answers, and only as root on Debian could we start one")
-    packages = {"/usr/bin/dockerd": "docker.io", "/usr/bin/docker": "docker.io", "/usr/bin/mmdebstrap": "mmdebstrap"}
+    packages = {DOCKERD: "docker.io", DOCKER: "docker.io", MMDEBSTRAP: "mmdebstrap"}
     missing = {package for program, package in packages.items() if not Path(program).exists()}
     if not missing:
         return
@@ -244,7 +242,7 @@ def import_base(engine: Engine, scratch: Path, base: str) -> None:
     include = "--include=python3,python3-venv,ca-certificates"
     link = '--customize-hook=ln -s python3 "$1/usr/bin/python"; rm -f "$1"/usr/lib/python3*/EXTERNALLY-MANAGED'
     try:
-        ran(["mmdebstrap", "--variant=minbase", include, link, suite[1], str(tar), str(source)], limit=300)
+        ran([MMDEBSTRAP, "--variant=minbase", include, link, suite[1], str(tar), str(source)], limit=300)
     except (Broken, subprocess.TimeoutExpired) as error:
         raise NoEngine("the engine can't pull, and mmdebstrap can't make a base image") from error
     engine("import", str(tar), base)
@@ -269,11 +267,12 @@ def require(holds: bool, otherwise: str) -> None:
         raise Broken(otherwise)
 
 
-def wait(until: Any, limit: float, otherwise: Any) -> None:
+def wait(until: Callable[[], bool], limit: float, otherwise: Callable[[], str]) -> None:
     """Ask again and again; Broken, with what there is to say, after the limit in seconds."""
     deadline = time.monotonic() + limit
     while not until():
-        require(time.monotonic() < deadline, otherwise() if time.monotonic() >= deadline else "")
+        if time.monotonic() > deadline:
+            raise Broken(otherwise())
         time.sleep(0.1)
 
 
