@@ -54,7 +54,16 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
                 await door.close()
                 lanes.close()
 
-    app = FastAPI(title="vae-serve", version="0.1.0", description=ABOUT, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="vae-serve",
+        version="0.1.0",
+        description=ABOUT,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
     limits = Limits(
         settings.max_body_bytes,
         settings.max_json_depth,
@@ -72,6 +81,7 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
     openapi.install(app, models)
+    openapi.page(app)
     app.state.models, app.state.door, app.state.lanes, app.state.metrics = models, door, lanes, metrics
     return app
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 
 from service.http.wire import JSON, NPY, NPZ
 from service.models import Model, Models
@@ -23,6 +27,8 @@ STATUSES = {
     503: "not ready, draining, or too late; see Retry-After",
     500: "our mistake, with a reference",
 }
+COMPONENTS = "#/components/schemas/{model}"
+OPERATIONS = ("score", "encode", "decode", "reconstruct", "sample")
 MOST_SHOWN = 1024  # numbers in an example; larger events are left to the example script
 
 
@@ -48,7 +54,7 @@ def operation(
     fields: type[BaseModel], answer: type[BaseModel], array: str | None, about: str | None = None
 ) -> dict[str, Any]:
     """What a route adds to its page: the body it reads and the answers it gives."""
-    schema = fields.model_json_schema()
+    schema = fields.model_json_schema(ref_template=COMPONENTS)
     if array:
         schema["properties"] = {array: {**NUMBERS, "description": about}, **schema.get("properties", {})}
         schema["required"] = [array]
@@ -65,7 +71,7 @@ def operation(
     answers = {
         "description": "the answer",
         "content": {
-            JSON: {"schema": answer.model_json_schema()},
+            JSON: {"schema": answer.model_json_schema(ref_template=COMPONENTS)},
             NPZ: {"schema": {"type": "string", "format": "binary"}},
         },
     }
@@ -76,16 +82,67 @@ def operation(
 def install(app: FastAPI, models: Models) -> None:
     """Have the page made anew whenever it is asked for: the examples are those of the models served then."""
 
-    def page() -> dict[str, Any]:
+    def schema_now() -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        problem = ProblemBody.model_json_schema(ref_template=COMPONENTS)
         schemas |= {**problem.pop("$defs"), "ProblemBody": problem}
         for path, item in schema["paths"].items():
+            for page in item.values():
+                page["parameters"] = _parameters(path, models)
             _exemplify(path, item.get("post"), models)
+            schemas |= _definitions(item)
         return schema
 
-    app.openapi = page  # type: ignore[method-assign]  # FastAPI's own way to change the page
+    app.openapi = schema_now  # type: ignore[method-assign]  # FastAPI's own way to change the page
+
+
+def page(app: FastAPI, path: str = "/docs") -> None:
+    """Serve the page that lets a person try every operation, from our own files: it works without the internet."""
+    files = f"{path}/files"
+    app.mount(files, StaticFiles(packages=[("fastapi_swagger", "resources")]))
+
+    @app.get(path, include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        request.scope["visit"].operation = "docs"
+        root = request.scope.get("root_path", "").rstrip("/")
+        return get_swagger_ui_html(
+            openapi_url=f"{root}{app.openapi_url}",
+            title=app.title,
+            swagger_js_url=f"{root}{files}/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}{files}/swagger-ui.css",
+            swagger_favicon_url=f"{root}{files}/favicon-32x32.png",
+            swagger_ui_parameters={"tryItOutEnabled": True, "defaultModelsExpandDepth": -1},
+        )
+
+
+def _definitions(part: Any) -> dict[str, Any]:
+    """Take the definitions out of schemas, wherever they are; they belong to the page as a whole."""
+    found: dict[str, Any] = {}
+    if isinstance(part, dict):
+        found |= part.pop("$defs", {})
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        found |= _definitions(inner)
+    return found
+
+
+def _parameters(path: str, models: Models) -> list[dict[str, Any]]:
+    """What stands in a path, with the names that are served, and the headers that an operation heeds."""
+    names = [name for name, _ in models.catalogue()]
+    schemas: dict[str, dict[str, Any]] = {
+        "model": {"type": "string", "enum": names} if names else {"type": "string"},
+        "version": {"type": "integer", "minimum": 1, "default": 1},
+    }
+    found = [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in schemas.items()
+        if f"{{{name}}}" in path
+    ]
+    if path.rpartition("/")[2] in OPERATIONS:
+        timeout = {"type": "integer", "minimum": 1}
+        said = "milliseconds from the request's headers on; a later answer is a 503"
+        found.append({"name": "X-Timeout-Ms", "in": "header", "schema": timeout, "description": said})
+    return found
 
 
 def _exemplify(path: str, post: dict[str, Any] | None, models: Models) -> None:
