@@ -20,10 +20,12 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /tmp/requirements.txt \
     && /opt/venv/bin/python -m pip uninstall --quiet --yes setuptools pip
 
-# Our own code, compiled here, since the container's root is read-only.
-FROM ${PYTHON_IMAGE} AS code
+# Our own: code, compiled here since the container's root is read-only, and models; readable whatever the checkout's umask.
+FROM ${PYTHON_IMAGE} AS ours
 COPY service /app/service
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app/service
+COPY LICENSE /app/
+COPY exported_models /models
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/service && chmod -R a+rX /app /models
 
 FROM ${PYTHON_IMAGE} AS runtime
 ENV PATH=/opt/venv/bin:$PATH \
@@ -34,9 +36,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     VAE_SERVE_MODELS=/models \
     VAE_SERVE_WELCOME=false
 WORKDIR /app
-COPY LICENSE /app/
-COPY --from=code /app/service /app/service
-COPY exported_models /models
+COPY --from=ours /app /app
+COPY --from=ours /models /models
 USER 65532:65532
 EXPOSE 8000
 # The service drains on SIGTERM: give it VAE_SERVE_DRAIN_GRACE_MS + VAE_SERVE_DRAIN_LIMIT_MS before SIGKILL.

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "vae-serve:container-test"
 DOCKER, DOCKERD, MMDEBSTRAP = "/usr/bin/docker", "/usr/sbin/dockerd", "/usr/bin/mmdebstrap"  # where Debian has them
-LOCKED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
+LOCKED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 LIMITED = ["--memory", "1g", "--cpus", "1", "--pids-limit", "256"]
 DIGIT = ["00011000", "00011000", "00110000", "00110000", "00111100", "00100110", "00110110", "00011100"]
 INSIDE = """

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 folder = sys.argv[1]
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036  it is the older ones that are told
     found = ".".join(map(str, sys.version_info[:2]))
     sys.exit(f"vae-serve needs Python 3.11 or newer, and this is {found}; name another: make PYTHON=python3.12 …")
 sys.stdout.write(f"Setting up {folder}; this happens once\n")

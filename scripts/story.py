@@ -66,7 +66,9 @@ def score(client: httpx.Client, model: str, kind: str, rows: NDArray[Any]) -> di
 
 def show(model: str, rows: NDArray[Any], scores: dict[str, dict[str, NDArray[np.float64]]]) -> None:
     """One line a kind of rows."""
-    table = Table(title=f"{model}: {len(rows)} rows that no step has seen, and what becomes of them", title_justify="left")
+    table = Table(
+        title=f"{model}: {len(rows)} rows that no step has seen, and what becomes of them", title_justify="left"
+    )
     for name in ("rows", "ELBO, nats a row", "error of a row", "called anomalous at 5 %"):
         table.add_column(name, justify="left" if name == "rows" else "right")
     for kind, found in scores.items():
