@@ -14,10 +14,12 @@ import io
 import json
 import shutil
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -331,9 +333,9 @@ def pack(arrays: Mapping[str, Array]) -> bytes:
 def _arrays(path: Path) -> Arrays:
     """The arrays of an npz file; nothing in it is ever unpickled."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         raise ArtifactRefused(f"{path.name} can't be read as arrays") from error
 
 
@@ -344,6 +346,8 @@ def _check_arrays(artifact: Artifact) -> None:
         names = [f"{graph.name}.{key}" for key in (*graph.rows, *([graph.bank] if graph.bank else []), *graph.outputs)]
         if missing := [name for name in names if name not in artifact.golden]:
             raise ArtifactRefused(f"{GOLDEN} lacks {', '.join(missing)}")
+        for name in names[: -len(graph.outputs)]:
+            _check_shape(name, artifact.golden[name], manifest)
         if missing := [
             f"{graph.name}.{o}" for o in graph.outputs if f"{graph.name}.{o}" not in manifest.golden.tolerance
         ]:
@@ -359,6 +363,17 @@ def _check_arrays(artifact: Artifact) -> None:
         raise ArtifactRefused(f"{CALIBRATION} holds {shapes}, not {wanted}")
     if not all(np.isfinite(array).all() for array in artifact.calibration.values()):
         raise ArtifactRefused(f"{CALIBRATION} holds a value that isn't a finite number")
+
+
+def _check_shape(name: str, array: Array, manifest: Manifest) -> None:
+    """Refuse a golden input whose rows, latents or noise aren't of the manifest's shape."""
+    is_event = name.endswith(".x")
+    wanted = tuple(manifest.event_shape) if is_event else (manifest.latent_size,)
+    leading = array.ndim - len(wanted)
+    if leading < 1 or array.shape[leading:] != wanted or (is_event and array.dtype != manifest.event_dtype):
+        raise ArtifactRefused(
+            f"{GOLDEN}: {name} holds {array.dtype} {list(array.shape)}, which is not what the manifest says"
+        )
 
 
 def _first(error: ValidationError) -> str:

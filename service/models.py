@@ -20,7 +20,7 @@ from service.artifact import Array, Arrays, Artifact, Manifest
 from service.batcher import Answer, Batcher, BatchReport
 from service.calibration import Reference, fit
 from service.engine import Engine, Lanes
-from service.errors import ArtifactRefused, NotReady, Unknown
+from service.errors import ArtifactRefused, DeviceUnavailable, NotReady, Unknown
 
 log = logging.getLogger(__name__)
 
@@ -180,9 +180,13 @@ async def _load_all(models: Models, folder: Path, workshop: Workshop, spawn: Spa
             if (model.manifest.name, model.manifest.version) != (name, version):
                 said = f"{model.manifest.name}/{model.manifest.version}"
                 raise ArtifactRefused(f"manifest.json says that this is {said}")
-        except ArtifactRefused as error:
-            models.refuse(name, version, str(error))
-            log.error("refused %s/%s: %s", name, version, error)
+        except DeviceUnavailable:
+            raise  # cuda is strict: this is no fault of the artifact, and the service ends
+        except Exception as error:
+            known = isinstance(error, ArtifactRefused)
+            reason = str(error) if known else "it could not be opened; the service's log says why"
+            models.refuse(name, version, reason)
+            log.error("refused %s/%s: %s", name, version, reason, exc_info=None if known else error)
             continue
         for graph, door in model.doors.items():
             spawn(f"{name}/{version} {graph}", door.serve())

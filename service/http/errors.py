@@ -48,8 +48,6 @@ async def answer_problem(request: Request, error: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, errors.Unavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, errors.TooLarge):
-        headers["Connection"] = "close"  # the rest of the body is never read
     faults = error.faults if isinstance(error, errors.Invalid) else ()
     return problem(request, status, str(error), type(error).__name__, faults, headers)
 
@@ -89,7 +87,14 @@ def problem(
     faults: tuple[errors.Fault, ...],
     headers: dict[str, str],
 ) -> Response:
-    """A problem body, RFC 9457."""
+    """A problem body, RFC 9457.
+
+    The connection stays: the server reads what is left of a body and throws it away, where closing would reset the
+    connection under a client that still sends, before it has seen the answer. One that waits for 100-continue may
+    not send its body at all, and then nobody knows where the next request begins.
+    """
+    if "expect" in request.headers:
+        headers = {**headers, "Connection": "close"}
     body = {
         "type": f"urn:vae-serve:problem:{kind.lower()}",
         "title": HTTPStatus(status).phrase,
