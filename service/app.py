@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import chain
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -17,7 +19,7 @@ from service.engine import Engine, Lanes, cores, open_engine
 from service.errors import Problem
 from service.http import catalogue, health, latents, openapi, samples, scores
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
-from service.http.exchange import Desk
+from service.http.exchange import Desk, Operation
 from service.http.telemetry import Telemetry
 from service.http.wire import Limits
 from service.metrics import Metrics
@@ -60,6 +62,7 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         description=ABOUT,
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
@@ -72,16 +75,21 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         settings.max_row_draws,
     )
     desk = Desk(models, limits, door, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3)
-    for module in (scores, latents, samples, catalogue):
-        app.include_router(module.router(desk))
+    rooms: dict[str, tuple[Operation[Any], ...]] = {
+        "scores": scores.OPERATIONS,
+        "latents": latents.OPERATIONS,
+        "samples": samples.OPERATIONS,
+    }
+    for tag, operations in rooms.items():
+        app.include_router(openapi.router(desk, tag, operations))
+    app.include_router(catalogue.router(desk))
     app.include_router(health.router(models, door, metrics, partial(_stalled, lanes, settings.stall_ms / 1e3)))
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
-    openapi.install(app, models)
-    openapi.page(app)
+    openapi.install(app, desk, chain.from_iterable(rooms.values()))
     app.state.models, app.state.door, app.state.lanes, app.state.metrics = models, door, lanes, metrics
     return app
 

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
@@ -35,6 +35,24 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+Work = Callable[["Desk", Model, F, Any, Visit], Coroutine[Any, Any, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[F]):
+    """An operation as it is spoken to: its name, its fields, the array that comes beside them, and the work.
+
+    answer and about are for its page: what it gives, and what the array is. The work's docstring is the page's text.
+    """
+
+    name: str
+    fields: type[F]
+    answer: type[BaseModel]
+    work: Work[F]
+    array: str | None = None
+    about: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
     """What every operation's route is handed: the models, the limits, the door, and how long a request may take."""
@@ -45,17 +63,11 @@ class Desk:
     timeout: float
     longest: float
 
-    async def serve(
-        self,
-        request: Request,
-        operation: str,
-        fields: type[F],
-        array: str | None,
-        work: Callable[[Model, F, Any, Visit], Coroutine[Any, Any, Mapping[str, Any]]],
-    ) -> Response:
+    async def serve(self, request: Request, operation: Operation[F]) -> Response:
         """One request from its headers to its answer: exactly one, in time, to a caller who is still there."""
         visit: Visit = request.scope["visit"]
-        visit.operation = operation
+        visit.operation = operation.name
+        array = operation.array
         self.door.check()
         visit.errand.deadline = self._deadline(request)
         form = wire.negotiate(header(request, "accept"))
@@ -68,9 +80,9 @@ class Desk:
                 body = await off_loop(
                     len(content) if not packed else INLINE + 1, lambda: parse(request, content, array, self.limits)
                 )
-                asked = checked(fields, body, array)
+                asked = checked(operation.fields, body, array)
                 visit.parse = time.perf_counter() - started
-                found = await while_there(request, work(model, asked, body.array, visit))
+                found = await while_there(request, operation.work(self, model, asked, body.array, visit))
                 answer = {"model": model.manifest.name, "version": model.manifest.version, **found}
                 text = await off_loop(wire.size(answer), lambda: wire.write(form, answer))
         except TimeoutError:

@@ -1,19 +1,14 @@
-"""Latents: encode, decode, reconstruct. Wire models beside their routes."""
+"""Latents: encode, decode, reconstruct. Wire models beside their operations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from pydantic import Field
-from starlette.requests import Request
-from starlette.responses import Response
 
 from service import operations
 from service.artifact import Array
-from service.http.exchange import Desk, Fields
-from service.http.openapi import operation
+from service.http.exchange import Desk, Fields, Operation
 from service.http.telemetry import Visit
 from service.models import Model
 from service.noise import SEEDS
@@ -68,61 +63,36 @@ class Outputs(Answered):
     parameters: dict[str, list[Any]] | None = Field(None, description="of p(x|z), by name, where they were asked for")
 
 
-def router(desk: Desk) -> APIRouter:
-    """The routes of this module."""
-    routes = APIRouter(tags=["latents"])
+async def encode(desk: Desk, model: Model, asked: Encode, rows: Array, visit: Visit) -> dict[str, Any]:
+    """The posterior of each row, and draws from it."""
+    desk.count(visit, rows, asked.draws)
+    found = await operations.encode(model, rows, draws=asked.draws, seed=asked.seed, errand=visit.errand)
+    drawn = {} if found.latents is None else {"latents": found.latents, "seed": found.seed}
+    return {"mean": found.mean, "scale": found.scale, **drawn}
 
-    @routes.post(
-        "/v1/models/{model}/encode",
-        openapi_extra=operation(Encode, Encoded, "inputs", INPUTS),
-    )
-    @routes.post("/v1/models/{model}/versions/{version}/encode", include_in_schema=False)
-    async def encode(request: Request) -> Response:
-        """The posterior of each row, and draws from it."""
 
-        async def work(model: Model, asked: Encode, rows: Array, visit: Visit) -> Mapping[str, Any]:
-            desk.count(visit, rows, asked.draws)
-            found = await operations.encode(model, rows, draws=asked.draws, seed=asked.seed, errand=visit.errand)
-            drawn = {} if found.latents is None else {"latents": found.latents, "seed": found.seed}
-            return {"mean": found.mean, "scale": found.scale, **drawn}
-
-        return await desk.serve(request, "encode", Encode, "inputs", work)
-
-    @routes.post(
-        "/v1/models/{model}/decode",
-        openapi_extra=operation(Decode, Outputs, "latents", LATENTS),
-    )
-    @routes.post("/v1/models/{model}/versions/{version}/decode", include_in_schema=False)
-    async def decode(request: Request) -> Response:
-        """p(x|z) at each latent: its mean, its parameters, or a draw."""
-
-        async def work(model: Model, asked: Decode, latents: Array, visit: Visit) -> Mapping[str, Any]:
-            desk.count(visit, latents)
-            if asked.output == "parameters":
-                return {"parameters": await operations.decode_parameters(model, latents, errand=visit.errand)}
-            if asked.output == "sample":
-                drawn = await operations.decode_sample(model, latents, seed=asked.seed, errand=visit.errand)
-                return {"outputs": drawn}
+async def decode(desk: Desk, model: Model, asked: Decode, latents: Array, visit: Visit) -> dict[str, Any]:
+    """p(x|z) at each latent: its mean, its parameters, or a draw."""
+    desk.count(visit, latents)
+    match asked.output:
+        case "parameters":
+            return {"parameters": await operations.decode_parameters(model, latents, errand=visit.errand)}
+        case "sample":
+            drawn = await operations.decode_sample(model, latents, seed=asked.seed, errand=visit.errand)
+            return {"outputs": drawn}
+        case "mean":
             return {"outputs": await operations.decode(model, latents, errand=visit.errand)}
 
-        return await desk.serve(request, "decode", Decode, "latents", work)
 
-    @routes.post(
-        "/v1/models/{model}/reconstruct",
-        openapi_extra=operation(Reconstruct, Outputs, "inputs", INPUTS),
-    )
-    @routes.post("/v1/models/{model}/versions/{version}/reconstruct", include_in_schema=False)
-    async def reconstruct(request: Request) -> Response:
-        """What the model makes of each row: decoded from the posterior's mean, or averaged over its draws."""
+async def reconstruct(desk: Desk, model: Model, asked: Reconstruct, rows: Array, visit: Visit) -> dict[str, Any]:
+    """What the model makes of each row: decoded from the posterior's mean, or averaged over its draws."""
+    desk.count(visit, rows, asked.draws)
+    found = await operations.reconstruct(model, rows, draws=asked.draws, seed=asked.seed, errand=visit.errand)
+    return {"outputs": found}
 
-        async def work(model: Model, asked: Reconstruct, rows: Array, visit: Visit) -> Mapping[str, Any]:
-            desk.count(visit, rows, asked.draws)
-            return {
-                "outputs": await operations.reconstruct(
-                    model, rows, draws=asked.draws, seed=asked.seed, errand=visit.errand
-                )
-            }
 
-        return await desk.serve(request, "reconstruct", Reconstruct, "inputs", work)
-
-    return routes
+OPERATIONS = (
+    Operation("encode", Encode, Encoded, encode, "inputs", INPUTS),
+    Operation("decode", Decode, Outputs, decode, "latents", LATENTS),
+    Operation("reconstruct", Reconstruct, Outputs, reconstruct, "inputs", INPUTS),
+)

@@ -1,10 +1,15 @@
-"""OpenAPI: what an operation's page says, with examples made from the golden rows of the models that are served."""
+"""OpenAPI: the operations' routes, and their page with examples made from golden rows of the models that are served."""
 
 from __future__ import annotations
 
+import copy
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from fastapi import FastAPI
+import numpy as np
+import orjson
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
@@ -12,7 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from service.http.wire import JSON, NPY, NPZ
+from service.http.exchange import Desk, Operation
+from service.http.telemetry import Visit
+from service.http.wire import JSON, NPY, NPZ, dumps, write
 from service.models import Model, Models
 
 NUMBERS = {"type": "array", "items": {}, "description": "a nested array of numbers"}
@@ -28,7 +35,13 @@ STATUSES = {
     500: "our mistake, with a reference",
 }
 COMPONENTS = "#/components/schemas/{model}"
-OPERATIONS = ("score", "encode", "decode", "reconstruct", "sample")
+SCHEMA = "/openapi.json"
+TIMEOUT = {
+    "name": "X-Timeout-Ms",
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "milliseconds from the request's headers on; a later answer is a 503",
+}
 MOST_SHOWN = 1024  # numbers in an example; larger events are left to the example script
 
 
@@ -50,16 +63,34 @@ class ProblemBody(BaseModel):
     request_id: str
 
 
-def operation(
-    fields: type[BaseModel], answer: type[BaseModel], array: str | None, about: str | None = None
-) -> dict[str, Any]:
-    """What a route adds to its page: the body it reads and the answers it gives."""
-    schema = fields.model_json_schema(ref_template=COMPONENTS)
-    if array:
-        schema["properties"] = {array: {**NUMBERS, "description": about}, **schema.get("properties", {})}
-        schema["required"] = [array]
+def router(desk: Desk, tag: str, operations: Iterable[Operation[Any]]) -> APIRouter:
+    """Each operation's two paths, with and without a version, and what its page says."""
+    routes = APIRouter(tags=[tag])
+    for operation in operations:
+        endpoint = _endpoint(desk, operation)
+        root, name, said = "/v1/models/{model}", operation.name, operation.work.__doc__
+        extra = _page(operation)
+        routes.add_api_route(
+            f"{root}/{name}", endpoint, methods=["POST"], name=name, description=said, openapi_extra=extra
+        )
+        routes.add_api_route(f"{root}/versions/{{version}}/{name}", endpoint, methods=["POST"], include_in_schema=False)
+    return routes
+
+
+def _endpoint(desk: Desk, operation: Operation[Any]) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await desk.serve(request, operation)
+
+    return endpoint
+
+
+def _page(operation: Operation[Any]) -> dict[str, Any]:
+    """The body that an operation reads and the answers it gives."""
+    schema, array = operation.fields.model_json_schema(ref_template=COMPONENTS), operation.array
     content: dict[str, Any] = {JSON: {"schema": schema}}
     if array:
+        schema["properties"] = {array: {**NUMBERS, "description": operation.about}, **schema.get("properties", {})}
+        schema["required"] = [array]
         content[NPY] = {"schema": {"type": "string", "format": "binary", "description": f"`{array}` as an npy file"}}
     problems = {
         str(status): {
@@ -71,7 +102,7 @@ def operation(
     answers = {
         "description": "the answer",
         "content": {
-            JSON: {"schema": answer.model_json_schema(ref_template=COMPONENTS)},
+            JSON: {"schema": operation.answer.model_json_schema(ref_template=COMPONENTS)},
             NPZ: {"schema": {"type": "string", "format": "binary"}},
         },
     }
@@ -79,25 +110,36 @@ def operation(
     return {"requestBody": body, "responses": {"200": answers, **problems}}
 
 
-def install(app: FastAPI, models: Models) -> None:
-    """Have the page made anew whenever it is asked for: the examples are those of the models served then."""
+def install(app: FastAPI, desk: Desk, operations: Iterable[Operation[Any]]) -> None:
+    """Serve the schema and its page. The schema is made anew whenever it is asked for, from the models served then."""
+    named = {operation.name: operation for operation in operations}
 
-    def schema_now() -> dict[str, Any]:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        problem = ProblemBody.model_json_schema(ref_template=COMPONENTS)
-        schemas |= {**problem.pop("$defs"), "ProblemBody": problem}
-        for path, item in schema["paths"].items():
-            for page in item.values():
-                page["parameters"] = _parameters(path, models)
-            _exemplify(path, item.get("post"), models)
-            schemas |= _definitions(item)
-        return schema
+    @app.get(SCHEMA, include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        request.scope["visit"].operation = "openapi"
+        return Response(dumps(await _schema(app, desk, named)), media_type=JSON)
 
-    app.openapi = schema_now  # type: ignore[method-assign]  # FastAPI's own way to change the page
+    _serve_page(app)
 
 
-def page(app: FastAPI, path: str = "/docs") -> None:
+async def _schema(app: FastAPI, desk: Desk, operations: Mapping[str, Operation[Any]]) -> dict[str, Any]:
+    """The whole schema, with the names that are served and examples that they answer."""
+    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schema = copy.deepcopy(made)  # what follows changes it, and it shares parts with the routes
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    problem = ProblemBody.model_json_schema(ref_template=COMPONENTS)
+    schemas |= {**problem.pop("$defs"), "ProblemBody": problem}
+    for path, item in schema["paths"].items():
+        for page in item.values():
+            page["parameters"] = _parameters(path, desk.models)
+        if operation := operations.get(path.rpartition("/")[2]):
+            item["post"]["parameters"].append(TIMEOUT)
+            await _exemplify(item["post"], operation, desk)
+        schemas |= _definitions(item)
+    return schema
+
+
+def _serve_page(app: FastAPI, path: str = "/docs") -> None:
     """Serve the page that lets a person try every operation, from our own files: it works without the internet."""
     files = f"{path}/files"
     app.mount(files, StaticFiles(packages=[("fastapi_swagger", "resources")]))
@@ -107,7 +149,7 @@ def page(app: FastAPI, path: str = "/docs") -> None:
         request.scope["visit"].operation = "docs"
         root = request.scope.get("root_path", "").rstrip("/")
         return get_swagger_ui_html(
-            openapi_url=f"{root}{app.openapi_url}",
+            openapi_url=f"{root}{SCHEMA}",
             title=app.title,
             swagger_js_url=f"{root}{files}/swagger-ui-bundle.js",
             swagger_css_url=f"{root}{files}/swagger-ui.css",
@@ -127,33 +169,38 @@ def _definitions(part: Any) -> dict[str, Any]:
 
 
 def _parameters(path: str, models: Models) -> list[dict[str, Any]]:
-    """What stands in a path, with the names that are served, and the headers that an operation heeds."""
+    """What stands in a path, with the names that are served."""
     names = [name for name, _ in models.catalogue()]
     schemas: dict[str, dict[str, Any]] = {
         "model": {"type": "string", "enum": names} if names else {"type": "string"},
         "version": {"type": "integer", "minimum": 1, "default": 1},
     }
-    found = [
+    return [
         {"name": name, "in": "path", "required": True, "schema": schema}
         for name, schema in schemas.items()
         if f"{{{name}}}" in path
     ]
-    if path.rpartition("/")[2] in OPERATIONS:
-        timeout = {"type": "integer", "minimum": 1}
-        said = "milliseconds from the request's headers on; a later answer is a 503"
-        found.append({"name": "X-Timeout-Ms", "in": "header", "schema": timeout, "description": said})
-    return found
 
 
-def _exemplify(path: str, post: dict[str, Any] | None, models: Models) -> None:
-    """Give a POST's JSON body an example for each model that is small enough to show."""
-    if post is None or "requestBody" not in post:
+async def _exemplify(post: dict[str, Any], operation: Operation[Any], desk: Desk) -> None:
+    """Give an operation a body for each model small enough to show, and what the smallest answers to its own."""
+    shown = [model for model in desk.models.all() if model.manifest.dimensions <= MOST_SHOWN]
+    if not shown:
         return
-    name = path.rpartition("/")[2]
-    shown = [model for model in models.all() if model.manifest.dimensions <= MOST_SHOWN]
-    examples = {model.manifest.name: {"value": example(name, model)} for model in shown}
-    if examples:
-        post["requestBody"]["content"][JSON]["examples"] = examples
+    shown.sort(key=lambda model: model.manifest.dimensions)
+    examples = {model.manifest.name: {"value": example(operation.name, model)} for model in shown}
+    post["requestBody"]["content"][JSON]["examples"] = examples
+    post["responses"]["200"]["content"][JSON]["example"] = await _answer(operation, shown[0], desk)
+
+
+async def _answer(operation: Operation[Any], model: Model, desk: Desk) -> Any:
+    """What a model answers to its own example, as it goes over the wire."""
+    fields = example(operation.name, model)
+    rows = np.array(fields.pop(operation.array)) if operation.array else None
+    asked = operation.fields.model_validate(fields)
+    found = await operation.work(desk, model, asked, rows, Visit("example", time.perf_counter()))
+    head = {"model": model.manifest.name, "version": model.manifest.version}
+    return orjson.loads(write(JSON, {**head, **found}))
 
 
 def example(operation: str, model: Model) -> dict[str, Any]:

@@ -1,19 +1,14 @@
-"""Samples: draws from the model. Wire models beside their route."""
+"""Samples: draws from the model. Wire models beside their operation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from pydantic import Field
-from starlette.requests import Request
-from starlette.responses import Response
 
 from service import operations
-from service.http.exchange import Desk, Fields
+from service.http.exchange import Desk, Fields, Operation
 from service.http.latents import Answered, Seed
-from service.http.openapi import operation
 from service.http.telemetry import Visit
 from service.models import Model
 
@@ -35,28 +30,19 @@ class Sampled(Answered):
     seed: int
 
 
-def router(desk: Desk) -> APIRouter:
-    """The routes of this module."""
-    routes = APIRouter(tags=["samples"])
+async def sample(desk: Desk, model: Model, asked: Sample, _: None, visit: Visit) -> dict[str, Any]:
+    """Latents from the prior, decoded."""
+    desk.limits.check(asked.count)
+    visit.rows = asked.count
+    found = await operations.sample(
+        model,
+        asked.count,
+        seed=asked.seed,
+        temperature=asked.temperature,
+        output=asked.output,
+        errand=visit.errand,
+    )
+    return {"outputs": found.outputs, "latents": found.latents, "seed": found.seed}
 
-    @routes.post("/v1/models/{model}/sample", openapi_extra=operation(Sample, Sampled, None))
-    @routes.post("/v1/models/{model}/versions/{version}/sample", include_in_schema=False)
-    async def sample(request: Request) -> Response:
-        """Latents from the prior, decoded."""
 
-        async def work(model: Model, asked: Sample, _: None, visit: Visit) -> Mapping[str, Any]:
-            desk.limits.check(asked.count)
-            visit.rows = asked.count
-            found = await operations.sample(
-                model,
-                asked.count,
-                seed=asked.seed,
-                temperature=asked.temperature,
-                output=asked.output,
-                errand=visit.errand,
-            )
-            return {"outputs": found.outputs, "latents": found.latents, "seed": found.seed}
-
-        return await desk.serve(request, "sample", Sample, None, work)
-
-    return routes
+OPERATIONS = (Operation("sample", Sample, Sampled, sample),)

@@ -1,21 +1,15 @@
-"""Scores: the ELBO of each row. Wire models beside their route."""
+"""Scores: the ELBO of each row. Wire models beside their operation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, cast
 
-from fastapi import APIRouter
 from pydantic import Field
-from starlette.requests import Request
-from starlette.responses import Response
 
 from service import operations
 from service.artifact import Array
-from service.http.exchange import Desk, Fields
+from service.http.exchange import Desk, Fields, Operation
 from service.http.latents import INPUTS, Answered
-from service.http.openapi import operation
 from service.http.telemetry import Visit
 from service.models import Model
 from service.noise import SEEDS
@@ -61,33 +55,21 @@ class Scored(Answered):
     latent_kl: list[list[float]] | None = Field(None, description="[n, d]; sums to kl")
 
 
-def router(desk: Desk) -> APIRouter:
-    """The routes of this module."""
-    routes = APIRouter(tags=["scores"])
-
-    @routes.post("/v1/models/{model}/score", openapi_extra=operation(Score, Scored, "inputs", INPUTS))
-    @routes.post("/v1/models/{model}/versions/{version}/score", include_in_schema=False)
-    async def score(request: Request) -> Response:
-        """The ELBO of each row with its error, and where it stands among held-out rows."""
-
-        async def work(model: Model, asked: Score, rows: Array, visit: Visit) -> Mapping[str, Any]:
-            draws = asked.draws or model.draws
-            desk.count(visit, rows, draws)
-            found = await operations.score(
-                model,
-                rows,
-                draws=draws,
-                seed=asked.seed,
-                alpha=asked.alpha,
-                explain=asked.explain,
-                errand=visit.errand,
-            )
-            visit.anomalies = sum(map(bool, found.anomaly or ()))
-            return on_the_wire(found)
-
-        return await desk.serve(request, "score", Score, "inputs", work)
-
-    return routes
+async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visit) -> dict[str, Any]:
+    """The ELBO of each row with its error, and where it stands among held-out rows."""
+    draws = asked.draws or model.draws
+    desk.count(visit, rows, draws)
+    found = await operations.score(
+        model,
+        rows,
+        draws=draws,
+        seed=asked.seed,
+        alpha=asked.alpha,
+        explain=asked.explain,
+        errand=visit.errand,
+    )
+    visit.anomalies = sum(map(bool, found.anomaly or ()))
+    return on_the_wire(found)
 
 
 def on_the_wire(found: operations.Score) -> dict[str, Any]:
@@ -101,7 +83,7 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "kl": bound.kl,
         "p_value": found.p_value,
         "anomaly": found.anomaly,
-        "calibration": asdict(found.calibration),
+        "calibration": {name: getattr(found.calibration, name) for name in CalibrationFacts.model_fields},
         "seed": found.seed,
         "draws": found.draws,
     }
@@ -111,3 +93,6 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "latent_kl": found.latent_kl,
     }
     return fields | {name: array for name, array in optional.items() if array is not None}
+
+
+OPERATIONS = (Operation("score", Score, Scored, score, "inputs", INPUTS),)
