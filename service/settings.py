@@ -68,13 +68,15 @@ def load() -> Settings:
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         name = PREFIX + str(found["loc"][0]).upper()
-        raise SettingsError(f"{name}={found['input']!s}: {found['msg'][:1].lower()}{found['msg'][1:]}") from None
+        value = " ".join(str(found["input"]).split())  # one line, whatever the value holds
+        raise SettingsError(f"{name}={value}: {found['msg'][:1].lower()}{found['msg'][1:]}") from None
 
 
 def _refuse_unknown(names: set[str]) -> None:
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    known = [name.upper() for name in Settings.model_fields]
     for name in sorted(names):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            close = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        bare = name.upper().removeprefix(PREFIX)
+        if name.upper().startswith(PREFIX) and bare not in known:
+            close = difflib.get_close_matches(bare, known, n=1)  # without the prefix, which would make all alike
+            hint = f"did you mean {PREFIX}{close[0]}?" if close else f"there are {', '.join(PREFIX + n for n in known)}"
             raise SettingsError(f"{name} is not a setting; {hint}")
