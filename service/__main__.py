@@ -107,10 +107,10 @@ def score(settings: Settings, asked: argparse.Namespace) -> int:
     wanted = {name: getattr(asked, name) for name in ("draws", "seed", "alpha", "explain")}
     try:
         answer = offline.score(settings, asked.model, asked.rows, **wanted)
+        offline.save(answer, asked.out)
     except Problem as error:
         print(f"vae-serve: {error}", file=sys.stderr)
         return 2
-    offline.save(answer, asked.out)
     print(offline.summary(answer))
     print(f"  written  {asked.out}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import numpy as np
 from service import models, operations
 from service.artifact import Array
 from service.engine import Lanes, open_engine
-from service.errors import Malformed, Unknown
-from service.http import scores, wire
+from service.errors import Malformed, Refused, Unknown
+from service.http import exchange, scores, wire
+from service.http.wire import Body
 from service.models import Workshop
 from service.settings import Settings
 
@@ -21,7 +21,13 @@ from service.settings import Settings
 def score(settings: Settings, name: str, rows: Path, **asked: Any) -> dict[str, Any]:
     """Score an npy file's rows with a model: NAME or NAME/VERSION. The answer is the wire's, by the same names."""
     folder = _folder(settings.models, name)
-    return asyncio.run(_score(settings, folder, _read(rows), asked))
+    return asyncio.run(_score(settings, folder, _read(rows), _checked(asked)))
+
+
+def _checked(asked: dict[str, Any]) -> dict[str, Any]:
+    """What was asked, in the wire's ranges; what wasn't is left to the artifact's calibration."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    return exchange.checked(scores.Score, Body(given, None), None).model_dump()
 
 
 async def _score(settings: Settings, folder: Path, rows: Array, asked: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +39,10 @@ async def _score(settings: Settings, folder: Path, rows: Array, asked: dict[str,
 
 def save(answer: dict[str, Any], out: Path) -> None:
     """Write an answer as npz, as the service would send it."""
-    out.write_bytes(wire.write(wire.NPZ, answer))
+    try:
+        out.write_bytes(wire.write(wire.NPZ, answer))
+    except OSError as error:
+        raise Refused(f"{out} can't be written: {error.strerror}") from None
 
 
 def summary(answer: dict[str, Any]) -> str:
@@ -65,4 +74,4 @@ def _read(path: Path) -> Array:
         raise Malformed(f"{path} can't be read: {error.strerror}") from None
     if content[:6] != b"\x93NUMPY":
         raise Malformed(f"{path} is not an npy file; numpy.save writes one")
-    return np.load(io.BytesIO(content), allow_pickle=False)  # type: ignore[no-any-return]
+    return wire.read_npy(content, "inputs")
