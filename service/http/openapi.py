@@ -64,16 +64,20 @@ class ProblemBody(BaseModel):
 
 
 def router(desk: Desk, tag: str, operations: Iterable[Operation[Any]]) -> APIRouter:
-    """Each operation's two paths, with and without a version, and what its page says."""
+    """Each operation's two paths, with and without a version, and what its page says.
+
+    FastAPI's routes are for the page. Requests are met by Starlette's, which come first and do less.
+    """
     routes = APIRouter(tags=[tag])
     for operation in operations:
         endpoint = _endpoint(desk, operation)
         root, name, said = "/v1/models/{model}", operation.name, operation.work.__doc__
+        for path in (f"{root}/{name}", f"{root}/versions/{{version}}/{name}"):
+            routes.add_route(path, endpoint, methods=["POST"], include_in_schema=False)
         extra = _page(operation)
         routes.add_api_route(
             f"{root}/{name}", endpoint, methods=["POST"], name=name, description=said, openapi_extra=extra
         )
-        routes.add_api_route(f"{root}/versions/{{version}}/{name}", endpoint, methods=["POST"], include_in_schema=False)
     return routes
 
 
