@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import signal
@@ -96,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         return score(settings, asked)
     import uvloop
 
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays; going through it again and again would only hold requests up
     return uvloop.run(run(settings))
 
 
