@@ -17,7 +17,9 @@ from service.errors import NotReady
 
 log = logging.getLogger(__name__)
 
-LINGER = 0.25  # seconds that the closed door still answers, so that a request already on its way gets its 503
+# Seconds that the closed door still answers, so that a request already on its way gets its 503 and not a cut line;
+# the shorter where there is no grace, for whoever pressed ^C and waits.
+LINGER, SHORT_LINGER = 1.0, 0.25
 
 
 class Door:
@@ -41,10 +43,11 @@ class Door:
         log.info("draining: requests are taken for %.3g s more, %d are inside", grace, self.inside)
         await asyncio.sleep(grace)
         self.state = "closed"
+        linger = LINGER if grace else SHORT_LINGER
         clock = asyncio.get_running_loop().time
         closed = clock()
         # Three things end this, and one of them is time.
-        while clock() < closed + limit and (self.inside or clock() < closed + LINGER):  # noqa: ASYNC110
+        while clock() < closed + limit and (self.inside or clock() < closed + linger):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         log.info("closed with %d inside", self.inside)
         self.ended.set()

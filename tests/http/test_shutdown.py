@@ -30,12 +30,10 @@ class Caller:
 
     def call(self) -> httpx.Response:
         """Ask until a 503; it is returned."""
-        with httpx.Client(base_url=self.address, timeout=PATIENCE) as client:
+        headers = {} if self.keeps else {"Connection": "close"}
+        with httpx.Client(base_url=self.address, timeout=PATIENCE, headers=headers) as client:
             while True:
-                if self.keeps:
-                    response = client.post("/v1/models/tiny/score", json=self.body)
-                else:
-                    response = httpx.post(f"{self.address}/v1/models/tiny/score", json=self.body, timeout=PATIENCE)
+                response = client.post("/v1/models/tiny/score", json=self.body)
                 self.statuses.append(response.status_code)
                 if response.status_code != 200:
                     return response
