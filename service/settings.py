@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     batch: int = Field(1024, ge=1, le=1_048_576, description="decoder rows (rows × draws) in one engine call")
     waiting: int = Field(2_097_152, ge=1, description="decoder rows that may wait for one graph; then 429")
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest body, after decompression")
-    max_json_depth: int = Field(64, ge=4, le=512, description="deepest nesting of a JSON body")
+    max_json_depth: int = Field(64, ge=4, le=64, description="deepest nesting of a JSON body")
     max_rows: int = Field(4096, ge=1, description="rows in one request")
     max_draws: int = Field(4096, ge=1, description="draws a row in one request")
     max_row_draws: int = Field(1_048_576, ge=1, description="rows × draws in one request")

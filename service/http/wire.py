@@ -194,7 +194,7 @@ def _diagnose(body: bytes, array: str | None, limits: Limits, error: Exception) 
         raise Malformed(f"the body is nested deeper than the limit of {limits.json_depth}")
     if len(body) > DIAGNOSED:
         if isinstance(error, TypeError) or "ragged" in str(error) or "NUMBER" in str(error) or "BIGINT" in str(error):
-            raise invalid(f"/{array}", "is ragged, or holds something that isn't a number")
+            raise invalid(f"/{array}" if array else "", "is ragged, or holds something that isn't a number")
         raise Malformed(f"the body is not JSON: {str(error).partition(':')[2].strip() or error}")
     try:
         content = json.loads(body.decode(), parse_constant=_no_constant, parse_int=_whole, object_pairs_hook=_pairs)

@@ -98,6 +98,15 @@ async def test_text_without_an_end_is_refused_in_time(house: House, body: bytes)
     assert response.status_code in (400, 422)
 
 
+async def test_a_large_body_of_something_else_is_a_422(house: House) -> None:
+    """Past what is read twice, the reason is shorter and the place is still a pointer."""
+    nested = b"[" + b"1," * 600_000 + b"1]"
+    body = refused(await house.send("tiny/sample", b'{"count": ' + nested + b"}"), 422)
+    assert "None" not in str(body["errors"])
+    body = refused(await house.send("tiny/score", b'{"inputs": [' + nested + b', "1"]}'), 422)
+    assert body["errors"][0]["pointer"] == "/inputs"
+
+
 async def test_brackets_in_text_are_not_depth(house: House) -> None:
     """Text may hold what it likes; here it is merely not an output."""
     body = refused(await house.ask("tiny/decode", {"latents": [[0, 0]], "output": "[" * 100 + '\\"['}), 422)

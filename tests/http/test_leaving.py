@@ -140,6 +140,19 @@ def test_who_waits_for_100_continue_is_refused_before_the_body(gated: tuple[str,
         assert b"connection: close" in answer.lower()
 
 
+def test_who_waits_for_100_continue_is_told_to_go_on(gated: tuple[str, FastAPI, Gate]) -> None:
+    """A body that may come is asked for, and answered."""
+    address, _, _ = gated
+    host, port = address.removeprefix("http://").split(":")
+    body = _score(1)
+    with socket.create_connection((host, int(port)), timeout=20) as caller:
+        head = f"POST /v1/models/tiny/score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        caller.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert caller.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        caller.sendall(body)
+        assert caller.recv(4096).startswith(b"HTTP/1.1 200")
+
+
 def test_a_connection_is_kept_after_a_refusal(gated: tuple[str, FastAPI, Gate]) -> None:
     """A client's mistake costs it no new connection."""
     address, _, _ = gated

@@ -33,12 +33,14 @@ def test_the_defaults_are_the_contracts(here: Path) -> None:
     assert (found.max_rows, found.max_draws, found.max_row_draws) == (4096, 4096, 1_048_576)
 
 
+# Where the default and one more won't do.
 TURNED: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
     "models": ("/srv/models", Path("/srv/models")),
     "required": (" tiny, mnist ,", ("tiny", "mnist")),
     "device": ("cpu", "cpu"),
+    "max_json_depth": ("8", 8),
     "log_format": ("json", "json"),
     "welcome": ("false", False),
 }
@@ -103,6 +105,7 @@ def test_an_unknown_name_is_refused(
         ("WAITING", "0"),
         ("MAX_ROWS", "many"),
         ("MAX_JSON_DEPTH", "3"),
+        ("MAX_JSON_DEPTH", "65"),  # no array has more axes
         ("TIMEOUT_MS", "0"),
         ("DRAIN_GRACE_MS", "-1"),
         ("LOG_LEVEL", "loud"),
