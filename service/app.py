@@ -42,6 +42,7 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         opener or partial(open_engine, device=settings.device),
         lanes,
         settings.batch,
+        settings.batch_ms / 1e3,
         settings.waiting,
         partial(_count_batch, metrics),
         partial(_count_model, metrics),

@@ -31,7 +31,7 @@ Compute = Callable[[str, Mapping[str, Array]], Arrays]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One ticket's outputs, and how many seconds it waited and was computed."""
+    """One ticket's outputs, and the seconds from its arrival to its first piece, and from there to its last."""
 
     outputs: Arrays
     queued: float
@@ -59,13 +59,12 @@ class Ticket:
     count: int
     draws: int
     deadline: float
-    arrived: float
     reply: asyncio.Future[Answer]
     row: int = 0
     draw: int = 0
     pending: int = 0
+    arrived: float = field(default_factory=time.perf_counter)  # finer than the loop's clock, which is for deadlines
     started: float = math.nan
-    computed: float = 0.0
     outputs: Arrays = field(default_factory=dict)
 
     @property
@@ -174,7 +173,7 @@ class Batcher:
         if self._graph.drawn:
             draws = rows[self._graph.drawn[0]].shape[1]
         count = len(next(iter(rows.values())))
-        return Ticket(rows, bank, key, count, draws, deadline, loop.time(), loop.create_future())
+        return Ticket(rows, bank, key, count, draws, deadline, loop.create_future())
 
     def _admit(self, ticket: Ticket) -> None:
         """Refuse at the door what there is no room for, or no time."""
@@ -184,7 +183,7 @@ class Batcher:
             wait = max(1.0, self._waiting * self._pace)
             raise Overloaded(f"{self._waiting} of {self._room} decoder rows are waiting already", retry_after=wait)
         need = (self._waiting + ticket.uncut) * self._pace
-        if ticket.arrived + need > ticket.deadline:
+        if asyncio.get_running_loop().time() + need > ticket.deadline:
             raise Late(f"the deadline can't be met: about {need:.3g} s of work come first", retry_after=max(1.0, need))
 
     def _forget(self, ticket: Ticket) -> None:
@@ -236,7 +235,7 @@ class Batcher:
             batch.append(piece)
             room -= piece.cost
             self._waiting -= piece.cost
-            ticket.started = now if math.isnan(ticket.started) else ticket.started
+            ticket.started = time.perf_counter() if math.isnan(ticket.started) else ticket.started
             if ticket.uncut:
                 self._resting.append(ticket)
         self._queue.extendleft(reversed(passed))
@@ -276,9 +275,7 @@ class Batcher:
         self._report(BatchReport(self._graph.name, len(batch), cost, seconds, self._waiting))
         row = 0
         for piece in batch:
-            _hand(
-                piece, {name: array[row : row + piece.count] for name, array in outputs.items()}, self._graph, seconds
-            )
+            _hand(piece, {name: array[row : row + piece.count] for name, array in outputs.items()}, self._graph)
             row += piece.count
 
     def _call(self, batch: list[Piece]) -> Arrays:
@@ -313,11 +310,10 @@ def _part(piece: Piece, name: str, graph: Graph) -> Array:
     return array[:, piece.draws] if name in graph.drawn else array
 
 
-def _hand(piece: Piece, part: Arrays, graph: Graph, seconds: float) -> None:
+def _hand(piece: Piece, part: Arrays, graph: Graph) -> None:
     """Put a piece's answers in their places; with the last piece the ticket is answered."""
     ticket = piece.ticket
     ticket.pending -= 1
-    ticket.computed += seconds
     if ticket.reply.done():
         return
     for name, array in part.items():
@@ -328,7 +324,9 @@ def _hand(piece: Piece, part: Arrays, graph: Graph, seconds: float) -> None:
         where = (piece.rows, piece.draws) if drawn else piece.rows
         ticket.outputs[name][where] = array
     if not ticket.uncut and not ticket.pending:
-        ticket.reply.set_result(Answer(ticket.outputs, ticket.started - ticket.arrived, ticket.computed))
+        ticket.reply.set_result(
+            Answer(ticket.outputs, ticket.started - ticket.arrived, time.perf_counter() - ticket.started)
+        )
 
 
 def _fail(ticket: Ticket, error: Problem) -> None:

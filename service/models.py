@@ -28,16 +28,22 @@ Opener = Callable[[Artifact], Engine]
 Spawn = Callable[[str, Coroutine[Any, Any, None]], None]
 
 DEFAULT_DRAWS, DEFAULT_SEED = 16, 0
-WARM = 256  # decoder rows in the call that warms a graph and takes its pace
+WARM = 64  # decoder rows in the call that warms a graph and takes its pace
+SMALLEST = 16  # decoder rows in a batch, however slow the graph: the draws of one row
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """How models are run: what opens an engine, the lanes, how large a batch and a waiting room are, who is told."""
+    """How models are run: what opens an engine, the lanes, how large a batch and a waiting room are, who is told.
+
+    size is the most decoder rows in an engine call, seconds about how long one may take. Both bound what a batch holds
+    in memory, which grows with the work, and how long a small request waits for a piece of a large one.
+    """
 
     open_engine: Opener
     lanes: Lanes
     size: int = 1024
+    seconds: float = 0.025
     room: int = 2_097_152
     report: Callable[[Manifest, BatchReport], None] = lambda _manifest, _report: None
     opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
@@ -214,7 +220,7 @@ async def load(folder: Path, workshop: Workshop) -> Model:
             graph,
             engine.compute,
             workshop.lanes,
-            size=workshop.size,
+            size=max(min(SMALLEST, workshop.size), min(workshop.size, int(workshop.seconds / paces[name]))),
             room=workshop.room,
             pace=paces[name],
             report=lambda report: workshop.report(manifest, report),
@@ -241,6 +247,7 @@ def _pace(found: Artifact, engine: Engine, name: str) -> float:
         draws = len(feeds[graph.bank])
     count = max(1, WARM // draws)
     stacked = {key: _repeat(array, count) if key in graph.rows else array for key, array in feeds.items()}
+    engine.compute(name, stacked)  # the first call pays for what later ones find ready
     started = time.perf_counter()
     engine.compute(name, stacked)
     return (time.perf_counter() - started) / (count * draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from service import models, operations
 from service.artifact import Array
-from service.engine import Lanes, open_engine
+from service.engine import Lanes, cores, open_engine
 from service.errors import Malformed, Refused, Unknown
 from service.http import exchange, scores, wire
 from service.http.wire import Body
@@ -31,7 +32,7 @@ def _checked(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _score(settings: Settings, folder: Path, rows: Array, asked: dict[str, Any]) -> dict[str, Any]:
-    workshop = Workshop(lambda found: open_engine(found, settings.device), Lanes(1), settings.batch, settings.waiting)
+    workshop = Workshop(partial(open_engine, device=settings.device), Lanes(settings.lanes or cores()), settings.batch)
     async with models.open_one(folder, workshop) as model:
         found = await operations.score(model, rows, errand=operations.Errand(), **asked)
         return {"model": model.manifest.name, "version": model.manifest.version, **scores.on_the_wire(found)}

@@ -33,7 +33,10 @@ class Settings(BaseSettings):
         "auto", description="cuda is strict, auto falls back to the CPU and says so"
     )
     lanes: int = Field(0, ge=0, le=256, description="threads that compute; 0: one for each core of the CPU quota")
-    batch: int = Field(1024, ge=1, le=1_048_576, description="decoder rows (rows × draws) in one engine call")
+    batch: int = Field(1024, ge=1, le=1_048_576, description="most decoder rows (rows × draws) in one engine call")
+    batch_ms: int = Field(
+        25, ge=1, le=60_000, description="about how long one engine call may take; slow graphs get smaller batches"
+    )
     waiting: int = Field(2_097_152, ge=1, description="decoder rows that may wait for one graph; then 429")
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest body, after decompression")
     max_json_depth: int = Field(64, ge=4, le=64, description="deepest nesting of a JSON body")
