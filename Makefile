@@ -16,7 +16,7 @@ help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  |/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 serve: $(SERVICE)/ready  ## serve exported_models/ over HTTP (GPU=1: on CUDA); settings are VAE_SERVE_* variables
-	@exec $(SERVICE)/bin/python -m service
+	@exec env -u PYTHONDONTWRITEBYTECODE $(SERVICE)/bin/python -m service  # compiled once, so that the next start is quick
 
 test: $(DEV)/ready  ## run all the tests; ARGS="-k batcher" picks some
 	$(DEV)/bin/python -m pytest $(ARGS)

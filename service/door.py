@@ -13,7 +13,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Literal
 
-from service.errors import NotReady
+from service.errors import NotReady, Problem
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,10 @@ class Door:
     def _look(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.critical("%s died: %s", task.get_name(), error, exc_info=error)
-            self.fail(f"{task.get_name()} died: {error}")
+            known = isinstance(error, Problem)  # it says all there is to say; a bug needs its stack
+            fault = str(error) if known else f"{task.get_name()} died: {error}"
+            log.critical("%s", fault, exc_info=None if known else error)
+            self.fail(fault)
 
     def fail(self, fault: str) -> None:
         """Something that can't be done without is gone: refuse requests and end with a non-zero status."""
