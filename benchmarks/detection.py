@@ -50,7 +50,7 @@ def digits_questions(model: Model) -> Iterator[Question]:
     test = np.asarray(dataset(model).splits["test"])
     generator = np.random.default_rng(0)
     shuffled = np.array([generator.permuted(row.ravel()).reshape(row.shape) for row in test])
-    yield Question("MNIST digits", "the same, upside down", test, np.ascontiguousarray(test[:, ::-1]))
+    yield Question("MNIST digits", "the same, upside down", test, np.ascontiguousarray(test[:, ::-1, ::-1]))
     yield Question("MNIST digits", "the same, pixels shuffled", test, shuffled)
     yield Question("MNIST digits", "the same, inverted", test, 255 - test)
     yield Question("MNIST digits", "scikit-learn's digits, resized", test, resized_digits())

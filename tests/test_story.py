@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -71,6 +73,40 @@ def test_the_example_and_the_pasted_command_run() -> None:
         pasted = next(line for line in lines if "curl" in line)
         reply = subprocess.run(pasted, shell=True, capture_output=True, text=True, timeout=60, check=True).stdout
         assert '"elbo":[' in reply
+
+
+def test_the_readme_shows_what_the_service_answers() -> None:
+    """Its command, pasted, gives its answer, field by field and to the digits shown."""
+    block = re.search(r"```console\n\$ (curl .*)\n([^`]*)```", (ROOT / "README.md").read_text())
+    assert block
+    command, shown = block.groups()
+    with listening(settings(ROOT / "exported_models")) as (address, _):
+        here = command.replace("http://127.0.0.1:8000", address)
+        done = subprocess.run(here, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    places = iter(re.findall(r"[\d.]+…|[\d.]+", shown))  # digits after the point, in the order of the numbers
+    same(json.loads(done.stdout), json.loads(shown.replace("…", "")), places)
+    assert not list(places)
+
+
+def same(answered: object, shown: object, places: Iterator[str]) -> None:
+    """Hold an answer to what is shown of it; what ends in … is cut off after its last digit."""
+    if isinstance(shown, dict):
+        assert isinstance(answered, dict)
+        assert list(answered) == list(shown)
+        for name in shown:
+            same(answered[name], shown[name], places)
+    elif isinstance(shown, list):
+        assert isinstance(answered, list)
+        assert len(answered) == len(shown)
+        for one, other in zip(answered, shown, strict=True):
+            same(one, other, places)
+    elif isinstance(shown, (int, float)) and not isinstance(shown, bool):
+        assert isinstance(answered, (int, float))
+        digits = next(places)
+        unit = 10.0 ** -len(digits.removesuffix("…").partition(".")[2]) if digits.endswith("…") else 0.0
+        assert abs(answered - shown) <= unit
+    else:
+        assert answered == shown
 
 
 def test_what_the_readme_names_is_there() -> None:
