@@ -8,10 +8,13 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 
@@ -36,6 +39,11 @@ class Server(uvicorn.Server):
 
 async def run(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        print(f"vae-serve: can't listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+        return 1
     door = Door()
     app = build(settings, door=door)
     config = uvicorn.Config(
@@ -48,20 +56,38 @@ async def run(settings: Settings) -> int:
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,  # longer than the idle timeout of common load balancers, which then close first
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=1,  # whoever is inside has been told by then
     )
     server = Server(config)
     own_signals(door, settings)
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve([listener]))
     if settings.welcome:
         door.spawn("welcome", welcome.greet(app.state.models, server))
     ended = asyncio.create_task(door.ended.wait())
     await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+    app.state.models.close()
     server.should_exit = True
     await serving
+    status = 1 if door.fault or not server.started else 0
     if door.fault:
         print(f"vae-serve: {door.fault}", file=sys.stderr)
-    return 1 if door.fault or not server.started else 0
+    if app.state.lanes.longest() > 0:
+        leave(status)
+    return status
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; OSError where there is none to be had, which uvicorn would make a traceback of."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process though an engine call has not ended: the interpreter would wait for its thread for ever."""
+    log.warning("an engine call would not end and is left behind")
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def own_signals(door: Door, settings: Settings) -> None:

@@ -19,7 +19,7 @@ from service.engine import Engine, Lanes, cores, open_engine
 from service.errors import Problem
 from service.http import catalogue, health, latents, openapi, samples, scores
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
-from service.http.exchange import Desk, Operation
+from service.http.exchange import Desk, Memory, Operation
 from service.http.telemetry import Telemetry
 from service.http.wire import Limits
 from service.metrics import Metrics
@@ -46,6 +46,7 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         settings.waiting,
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
+        partial(_count_refused, metrics),
     )
 
     @asynccontextmanager
@@ -75,7 +76,9 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         settings.max_draws,
         settings.max_row_draws,
     )
-    desk = Desk(models, limits, door, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3)
+    desk = Desk(
+        models, limits, door, Memory(settings.max_held_bytes), settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3
+    )
     rooms: dict[str, tuple[Operation[Any], ...]] = {
         "scores": scores.OPERATIONS,
         "latents": latents.OPERATIONS,
@@ -91,7 +94,7 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
     openapi.install(app, desk, chain.from_iterable(rooms.values()))
-    app.state.models, app.state.door, app.state.lanes, app.state.metrics = models, door, lanes, metrics
+    app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
     return app
 
 
@@ -106,6 +109,10 @@ def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> N
 def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:
     metrics.model.labels(manifest.name, str(manifest.version), engine.device).set(1)
     metrics.fallback.labels(manifest.name, str(manifest.version)).set(engine.fallback is not None)
+
+
+def _count_refused(metrics: Metrics, name: str, version: int) -> None:
+    metrics.refused.labels(name, str(version)).set(1)
 
 
 def _stalled(lanes: Lanes, limit: float) -> str | None:

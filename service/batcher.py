@@ -180,9 +180,9 @@ class Batcher:
         if self._closed:
             raise NotReady("the model is being put away")
         if self._waiting and self._waiting + ticket.uncut > self._room:
-            wait = max(1.0, self._waiting * self._pace)
+            wait = max(1.0, self._waiting * self._pace / self._lanes.count)
             raise Overloaded(f"{self._waiting} of {self._room} decoder rows are waiting already", retry_after=wait)
-        need = (self._waiting + ticket.uncut) * self._pace
+        need = (self._waiting + ticket.uncut) * self._pace / self._lanes.count
         if asyncio.get_running_loop().time() + need > ticket.deadline:
             raise Late(f"the deadline can't be met: about {need:.3g} s of work come first", retry_after=max(1.0, need))
 
@@ -287,6 +287,8 @@ class Batcher:
             bank = batch[0].ticket.bank
             feeds[self._graph.bank] = np.ascontiguousarray(bank[batch[0].draws]) if bank is not None else np.empty(0)
         outputs = self._compute(self._graph.name, feeds)
+        if outputs.keys() != self._graph.outputs.keys():
+            raise EngineFailed(f"{self._graph.name}: it gives {sorted(outputs)}, not {sorted(self._graph.outputs)}")
         count = sum(piece.count for piece in batch)
         if any(len(array) != count for array in outputs.values()):
             raise EngineFailed(f"{self._graph.name}: {count} rows went in and another number came out")

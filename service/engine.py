@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import onnxruntime as ort
 
-from service.artifact import Array, Arrays, Artifact
+from service.artifact import Array, Arrays, Artifact, Graph
 from service.errors import ArtifactRefused, DeviceUnavailable, EngineFailed
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,12 @@ T = TypeVar("T")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # TF32 moves a score by about 1e-3 relative, past any manifest's tolerance.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-# Nodes that may stay on the CPU under `cuda`: arithmetic on shapes, a few integers a call.
-SHAPE_ARITHMETIC = {
-    *("Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul"),
-    *("Range", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+# Nodes that may stay on the CPU under `cuda`: those that make and move shapes, and compute nothing. The runtime tells a
+# node's op and not its types, so arithmetic on shapes can't be told from arithmetic on rows: no committed graph has any,
+# and one that had would be refused. What is left open: these ops moving rows, not shapes, on the CPU.
+SHAPE_OPS = {
+    *("Cast", "Concat", "Constant", "ConstantOfShape", "Expand", "Gather", "Identity", "Range", "Reshape", "Shape"),
+    *("Size", "Slice", "Squeeze", "Unsqueeze"),
 }
 
 
@@ -43,6 +45,7 @@ class Lanes:
     """The threads that compute, shared by every engine of the process; who wants one takes a turn, first come first."""
 
     def __init__(self, count: int) -> None:
+        self.count = count
         self._free = asyncio.Semaphore(count)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="lane")
         self._started: dict[object, float] = {}
@@ -123,7 +126,7 @@ def _open(artifact: Artifact, device: Literal["cpu", "cuda"], fallback: str | No
     if device == "cuda":
         _require_cuda()
     names = artifact.manifest.graphs
-    sessions = {name: _session(artifact.path(name), device) for name in names}
+    sessions = {name: _session(graph, artifact.graph(name), device) for name, graph in names.items()}
     return Engine(device, sessions["elbo"].get_providers(), fallback, sessions)
 
 
@@ -133,19 +136,33 @@ def _require_cuda() -> None:
     ort.preload_dlls(cuda=True, cudnn=True)  # prints what it misses and never raises; the session check below does
 
 
-def _session(path: Path, device: Literal["cpu", "cuda"]) -> ort.InferenceSession:
-    """A session that is where it was asked to be, or an error."""
+def _session(graph: Graph, content: bytes, device: Literal["cpu", "cuda"]) -> ort.InferenceSession:
+    """A session of bytes whose digest is right, where it was asked to be, or an error."""
+    if fault := onnx_fault(content):
+        raise ArtifactRefused(f"{graph.file} {fault}")
     options = _options(device)
     wanted: list[object] = [CPU] if device == "cpu" else [(CUDA, CUDA_OPTIONS), CPU]
     try:
-        session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+        session = ort.InferenceSession(content, options, providers=wanted, enable_fallback=0)
     except Exception as error:  # the runtime's exceptions share no base class
         if device == "cuda":
-            raise DeviceUnavailable(f"CUDA could not open {path.name}") from error
-        raise ArtifactRefused(f"{path.name} is not a graph that onnxruntime can open") from error
+            raise DeviceUnavailable(f"CUDA could not open {graph.file}") from error
+        raise ArtifactRefused(f"{graph.file} is not a graph that onnxruntime can open") from error
     if device == "cuda":
-        _check_placement(session, path.name)
+        _check_placement(session, graph.file)
+    _check_ports(session, graph)
+    session._model_bytes = None  # kept for set_providers and the fallback, neither of which is used; 4.6 MB for mnist
     return session
+
+
+def _check_ports(session: ort.InferenceSession, graph: Graph) -> None:
+    """Refuse a graph whose inputs or outputs are not exactly those of an artifact."""
+    found = ({port.name for port in session.get_inputs()}, {port.name for port in session.get_outputs()})
+    wanted = ({*graph.rows, *([graph.bank] if graph.bank else [])}, set(graph.outputs))
+    for what, there, asked in zip(("takes", "gives"), found, wanted, strict=True):
+        if there != asked:
+            named = f"{', '.join(sorted(there))}, not {', '.join(sorted(asked))}"
+            raise ArtifactRefused(f"{graph.file} {what} {named}")
 
 
 def _options(device: Literal["cpu", "cuda"]) -> ort.SessionOptions:
@@ -160,15 +177,79 @@ def _options(device: Literal["cpu", "cuda"]) -> ort.SessionOptions:
 
 
 def _check_placement(session: ort.InferenceSession, name: str) -> None:
-    """CUDA means CUDA: it comes first, and nothing but arithmetic on shapes is left on the CPU."""
+    """CUDA means CUDA: it comes first, and nothing but the making of shapes is left on the CPU."""
     if session.get_providers()[0] != CUDA:
         raise DeviceUnavailable(f"{name} was opened on the CPU: CUDA is installed and no device answers")
     for placed in session.get_provider_graph_assignment_info():
         if placed.ep_name == CUDA:
             continue
-        strays = {node.op_type for node in placed.get_nodes()} - SHAPE_ARITHMETIC
+        strays = {node.op_type for node in placed.get_nodes()} - SHAPE_OPS
         if strays:
             raise DeviceUnavailable(f"CUDA leaves {', '.join(sorted(strays))} of {name} to the CPU")
+
+
+# onnx.proto, as far as a tensor or a domain can hide: message → {field: the message it holds}.
+NESTED: Mapping[str, Mapping[int, str]] = {
+    "Model": {7: "Graph", 8: "Opset", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
+    "Function": {7: "Node", 9: "Opset", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
+    "Sparse": {1: "Tensor", 2: "Tensor"},
+}
+STANDARD = (b"", b"ai.onnx")
+
+
+def onnx_fault(content: bytes) -> str | None:
+    """What makes a file more than one self-contained standard graph, if anything.
+
+    Opened from bytes, the runtime would look for external data in the working directory, where no digest is checked.
+    """
+    waiting = [("Model", 0, len(content))]
+    try:
+        while waiting:
+            kind, start, end = waiting.pop()
+            for number, value in _fields(content, start, end):
+                if kind == "Tensor" and (number == 13 or (number == 14 and value != 0)):  # external_data, data_location
+                    return "keeps tensors in other files"
+                if kind == "Opset" and number == 1 and isinstance(value, slice) and content[value] not in STANDARD:
+                    return "needs operators outside the standard domain"
+                if isinstance(value, slice) and (inner := NESTED.get(kind, {}).get(number)):
+                    waiting.append((inner, value.start, value.stop))
+    except (IndexError, ValueError):
+        return "is not a graph that onnxruntime can open"
+    return None
+
+
+def _fields(content: bytes, at: int, end: int) -> Iterator[tuple[int, int | slice]]:
+    """The fields of a protobuf message: a number for a varint, a slice of content for anything with a length."""
+    while at < end:
+        tag, at = _varint(content, at)
+        number, wire = tag >> 3, tag & 7
+        value: int | slice
+        if wire == 0:
+            value, at = _varint(content, at)
+        elif wire in (1, 2, 5):
+            size, at = _varint(content, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+            value, at = slice(at, at + size), at + size
+        else:
+            raise ValueError("a group, which ONNX has none of")
+        if at > end or tag >= 1 << 32:
+            raise ValueError("a field past its message's end, or past what can be one")
+        yield number, value
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """A base-128 number, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a varint of more than ten bytes")
 
 
 def check_golden(engine: Engine, artifact: Artifact) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Workshop:
     room: int = 2_097_152
     report: Callable[[Manifest, BatchReport], None] = lambda _manifest, _report: None
     opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
+    refused: Callable[[str, int], None] = lambda _name, _version: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,18 @@ class Models:
         """Every model that is served, by name and version."""
         return [self._served[key] for key in sorted(self._served)]
 
+    def close(self) -> None:
+        """Refuse newcomers at every model, and settle everyone who waits."""
+        for model in self._served.values():
+            for door in model.doors.values():
+                door.close()
+
     def unready(self) -> list[str]:
-        """Why the service isn't ready; empty when it is. A name is ready when its highest version is."""
+        """Why the service isn't ready; empty when it is.
+
+        A name is ready when its newest version on disk is served, and when the newest was refused and an older one is
+        served: one bad upload takes no service out of rotation. While the newest is being loaded it isn't ready.
+        """
         if not self._looked:
             return ["the models are still being looked for"]
         newest: dict[str, int] = {}
@@ -157,7 +168,12 @@ class Models:
             return ["no models were found where VAE_SERVE_MODELS points; export one there"]
         absent = [f"{name} is required and was not found" for name in wanted if name not in newest]
         keys = [(name, newest[name]) for name in wanted if name in newest]
-        return absent + [f"{n}/{v} {self._why((n, v))}" for n, v in keys if (n, v) not in self._served]
+        return absent + [f"{n}/{v} {self._why((n, v))}" for n, v in keys if not self._answers(n, v)]
+
+    def _answers(self, name: str, newest: int) -> bool:
+        """Whether a name's newest version is served, or an older one in place of a newest that was refused."""
+        older = any(other == name for other, _ in self._served)
+        return (name, newest) in self._served or ((name, newest) in self._refused and older)
 
 
 @asynccontextmanager
@@ -170,9 +186,7 @@ async def serve(models: Models, folder: Path, workshop: Workshop, spawn: Spawn) 
     try:
         yield
     finally:
-        for model in models.all():
-            for door in model.doors.values():
-                door.close()
+        models.close()
 
 
 async def _load_all(models: Models, folder: Path, workshop: Workshop, spawn: Spawn) -> None:
@@ -192,6 +206,7 @@ async def _load_all(models: Models, folder: Path, workshop: Workshop, spawn: Spa
             known = isinstance(error, ArtifactRefused)
             reason = str(error) if known else "it could not be opened; the service's log says why"
             models.refuse(name, version, reason)
+            workshop.refused(name, version)
             log.error("refused %s/%s: %s", name, version, reason, exc_info=None if known else error)
             continue
         for graph, door in model.doors.items():
@@ -262,7 +277,14 @@ def _calibrated(found: Artifact) -> tuple[Reference | None, noise.Bank | None]:
     if facts is None or found.calibration is None:
         return None, None
     bank = noise.Bank(facts.seed, found.calibration["noise"].astype(np.float32), noise.groups(facts.draws))
+    if facts.estimator != (wanted := estimator(bank)):
+        raise ArtifactRefused(f"calibration.estimator is {facts.estimator}; {facts.draws} draws are {wanted}")
     return fit(found.calibration["scores"]), bank
+
+
+def estimator(bank: noise.Bank) -> Literal["sobol_scrambles_4", "plain"]:
+    """What a manifest calls the way in which a bank's draws are made."""
+    return "sobol_scrambles_4" if len(bank.groups) < bank.draws else "plain"
 
 
 @asynccontextmanager

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     )
     waiting: int = Field(2_097_152, ge=1, description="decoder rows that may wait for one graph; then 429")
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest body, after decompression")
+    max_held_bytes: int = Field(
+        512 * 2**20, ge=1, description="bodies and arrays of all requests together, in bytes; then 429"
+    )
     max_json_depth: int = Field(64, ge=4, le=64, description="deepest nesting of a JSON body")
     max_rows: int = Field(4096, ge=1, description="rows in one request")
     max_draws: int = Field(4096, ge=1, description="draws a row in one request")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
 import uvicorn
 
 from service.http.openapi import example
 from service.models import Model, Models
+
+log = logging.getLogger(__name__)
 
 PASTABLE = 128  # numbers in an event that still make a command of a decent length
 
@@ -19,7 +22,10 @@ async def greet(models: Models, server: uvicorn.Server) -> None:
         await asyncio.sleep(0.02)
     port = server.servers[0].sockets[0].getsockname()[1]
     host = server.config.host if server.config.host not in ("0.0.0.0", "::") else "127.0.0.1"
-    print(text(models, f"http://{host}:{port}"), flush=True)  # noqa: T201  this is for a person, not for the log
+    try:
+        print(text(models, f"http://{host}:{port}"), flush=True)  # noqa: T201  for a person, not for the log
+    except OSError as error:  # standard output is full or closed: no reason to end a service
+        log.warning("the welcome can't be printed: %s", error.strerror)
 
 
 def text(models: Models, address: str) -> str:

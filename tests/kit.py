@@ -200,10 +200,12 @@ def program(*arguments: str, cwd: Path = ROOT, **changes: str) -> subprocess.Com
 
 
 @contextmanager
-def running(cwd: Path = ROOT, **changes: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(
+    cwd: Path = ROOT, start: tuple[str, ...] = ("-m", "service"), **changes: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`python -m service` on a free port, and its address once it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "service"],
+        [sys.executable, *start],
         cwd=cwd,
         env=environment(**{"port": "0", "device": "cpu", **changes}),
         stdout=subprocess.PIPE,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from service.artifact import Array
 from service.door import Door
-from service.errors import Fault, Invalid, Late, Malformed, TooLarge, Unknown, Unreadable, invalid, pointer
+from service.errors import Fault, Invalid, Late, Malformed, Overloaded, TooLarge, Unknown, Unreadable, invalid, pointer
 from service.http import wire
 from service.http.errors import Gone
 from service.http.telemetry import Visit
@@ -53,13 +54,47 @@ class Operation(Generic[F]):
     about: str = ""
 
 
+class Memory:
+    """The bytes that all requests together may hold in bodies and arrays, while they are read and computed."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+
+    @contextmanager
+    def held(self) -> Iterator[Held]:
+        """One request's share; given back at the end, whatever that is."""
+        held = Held(self)
+        try:
+            yield held
+        finally:
+            self.taken -= held.size
+
+
+@dataclass(slots=True)
+class Held:
+    """One request's share of the memory."""
+
+    memory: Memory
+    size: int = 0
+
+    def resize(self, size: int) -> None:
+        """Hold so many bytes from now on; Overloaded where others hold too many for that."""
+        others = self.memory.taken - self.size
+        if others and others + size > self.memory.limit:
+            raise Overloaded(f"requests hold {others} of {self.memory.limit} bytes already")
+        self.memory.taken = others + size
+        self.size = size
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What every operation's route is handed: the models, the limits, the door, and how long a request may take."""
+    """What every operation's route is handed: models, limits, door, memory, and how long a request may take."""
 
     models: Models
     limits: Limits
     door: Door
+    memory: Memory
     timeout: float
     longest: float
 
@@ -67,27 +102,34 @@ class Desk:
         """One request from its headers to its answer: exactly one, in time, to a caller who is still there."""
         visit: Visit = request.scope["visit"]
         visit.operation = operation.name
-        array = operation.array
         self.door.check()
         visit.errand.deadline = self._deadline(request)
         form = wire.negotiate(header(request, "accept"))
         model = self._model(request, visit)
         try:
             async with asyncio.timeout_at(visit.errand.deadline):
-                content = await read_body(request, self.limits.body_bytes)
-                started = time.perf_counter()
-                packed = "content-encoding" in request.headers  # a few bytes may become millions
-                body = await off_loop(
-                    len(content) if not packed else INLINE + 1, lambda: parse(request, content, array, self.limits)
-                )
-                asked = checked(operation.fields, body, array)
-                visit.parse = time.perf_counter() - started
-                found = await while_there(request, operation.work(self, model, asked, body.array, visit))
+                with self.memory.held() as held:
+                    body = await self._read(request, operation, model, held)
+                    asked = checked(operation.fields, body, operation.array)
+                    found = await while_there(request, operation.work(self, model, asked, body.array, visit))
                 answer = {"model": model.manifest.name, "version": model.manifest.version, **found}
                 text = await off_loop(wire.size(answer), lambda: wire.write(form, answer))
         except TimeoutError:
             raise Late("the deadline passed before the answer was ready") from None
         return Response(text, media_type=form)
+
+    async def _read(self, request: Request, operation: Operation[Any], model: Model, held: Held) -> Body:
+        """The body, read and parsed, and its memory accounted for."""
+        content = await read_body(request, self.limits.body_bytes, held)
+        started, size = time.perf_counter(), len(content)
+        if "content-encoding" in request.headers:  # a few bytes may become as many as are allowed
+            size = self.limits.body_bytes
+            held.resize(size)
+        width = model.manifest.latent_size if operation.array == "latents" else model.manifest.dimensions
+        body = await off_loop(size, lambda: parse(request, content, operation.array, self.limits, width))
+        held.resize(0 if body.array is None else body.array.nbytes)
+        request.scope["visit"].parse = time.perf_counter() - started
+        return body
 
     def count(self, visit: Visit, rows: Array, draws: int = 1) -> None:
         """Hold a request to the limits, and note its rows."""
@@ -154,7 +196,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int, held: Held) -> bytes:
     """The body's bytes, never more than the limit; Content-Length is believed only when it says too much."""
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > limit:
@@ -169,13 +211,14 @@ async def read_body(request: Request, limit: int) -> bytes:
         size += len(part)
         if size > limit:
             raise TooLarge(f"the body is over the limit of {limit} bytes")
+        held.resize(size)
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def parse(request: Request, content: bytes, array: str | None, limits: Limits) -> Body:
-    """A body's fields and array, whatever form they came in."""
+def parse(request: Request, content: bytes, array: str | None, limits: Limits, width: int) -> Body:
+    """A body's fields and array, whatever form they came in; width is how many numbers a row of the array has."""
     kind = wire.media_type(request.headers.get("content-type"))
     content = wire.decompress(content, header(request, "content-encoding"), limits.body_bytes)
     query = request.query_params
@@ -189,7 +232,7 @@ def parse(request: Request, content: bytes, array: str | None, limits: Limits) -
         raise invalid(pointer(next(iter(query))), f"with {wire.JSON} this belongs into the body, not into the query")
     if not content and array is None:
         return Body({}, None)
-    return wire.read_json(content, array, limits)
+    return wire.read_json(content, array, limits, width)
 
 
 def checked(fields: type[F], body: Body, array: str | None) -> F:

@@ -20,6 +20,7 @@ from service.artifact import Array
 from service.errors import Malformed, TooLarge, Unreadable, Unspeakable, invalid, pointer
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
+SCALARS = 64  # fields beside the array, and more than any operation has
 DIAGNOSED = 2**20  # bytes of a bad JSON body that are read again, slowly, to say what is wrong and where
 # Bytes of a compressed member that are looked at first. What follows a member's end is copied, so a window as long as
 # the body would make the work grow with the square of the number of members.
@@ -144,24 +145,44 @@ def _over(limit: int) -> str:
     return f"the body is over the limit of {limit} bytes"
 
 
-def read_json(body: bytes, array: str | None, limits: Limits) -> Body:
+def read_json(body: bytes, array: str | None, limits: Limits, width: int) -> Body:
     """The fields of a JSON object; the one named `array` as float64, straight from the text.
+
+    width is how many numbers a row of it has.
 
     The parser is simdjson, which refuses text, booleans and null among numbers and flattens ragged rows in
     silence: so every length is compared, and the brackets are counted. What it won't have is read again slowly.
     """
+    _check_count(body, array, limits, width)
+    key: str | None = None
     try:
         document: Any = simdjson.Parser().parse(body)
         keys = list(document.keys())
         if len(set(keys)) < len(keys):
             raise ValueError("a key is given twice")
-        fields = {key: _scalar(document[key]) for key in keys if key != array}
-        numbers = _numbers(document[array], body) if array is not None and array in keys else None
+        fields: dict[str, Any] = {}
+        for key in keys:
+            if key != array:
+                fields[key] = _scalar(document[key])
+        key = array
+        numbers = _numbers(document[array], body, limits) if array is not None and array in keys else None
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-        return _diagnose(body, array, limits, error)
+        return _diagnose(body, array, limits, error, key)
     if numbers is not None and numbers.ndim > limits.json_depth - 1:
         raise Malformed(f"the body is nested deeper than the limit of {limits.json_depth}")
     return Body(fields, numbers)
+
+
+def _check_count(body: bytes, array: str | None, limits: Limits, width: int) -> None:
+    """Refuse a body with more commas or brackets than any that is within the limits, before it is parsed.
+
+    Parsed, two bytes become dozens: 64 MiB of `[],` would be gigabytes.
+    """
+    most = (limits.rows * width if array else 0) + SCALARS
+    if body.count(b",") > most or body.count(b"[") > most + limits.rows:
+        _check_depth(body, limits)
+        what = f"{limits.rows} rows of {width} numbers" if array else f"{SCALARS} fields"
+        raise TooLarge(f"the body holds more than {what}, the limit of a request to this model")
 
 
 def _scalar(value: object) -> object:
@@ -170,9 +191,10 @@ def _scalar(value: object) -> object:
     return value
 
 
-def _numbers(value: Any, body: bytes) -> Array:
+def _numbers(value: Any, body: bytes, limits: Limits) -> Array:
     """A nested simdjson array as float64; TypeError or ValueError unless it is one box of numbers."""
     shape = [len(value)]
+    limits.check(rows=shape[0])
     level = [value]
     while level and len(level[0]) and isinstance(level[0][0], simdjson.Array):
         level = [part for parent in level for part in parent]
@@ -188,13 +210,18 @@ def _numbers(value: Any, body: bytes) -> Array:
     return flat.reshape(shape)
 
 
-def _diagnose(body: bytes, array: str | None, limits: Limits, error: Exception) -> Body:
-    """Read a body that the fast parser won't have: say what is wrong and where, or read it after all."""
-    if _depth(body) > limits.json_depth:
-        raise Malformed(f"the body is nested deeper than the limit of {limits.json_depth}")
+def _diagnose(body: bytes, array: str | None, limits: Limits, error: Exception, key: str | None) -> Body:
+    """Read a body that the fast parser won't have: say what is wrong and where, or read it after all.
+
+    key is the field that it stumbled over, if it came to the fields.
+    """
+    _check_depth(body, limits)
     if len(body) > DIAGNOSED:
         if isinstance(error, TypeError) or "ragged" in str(error) or "NUMBER" in str(error) or "BIGINT" in str(error):
-            raise invalid(f"/{array}" if array else "", "is ragged, or holds something that isn't a number")
+            said = (
+                "is ragged, or holds something that isn't a number" if key in (array, None) else "is not a single value"
+            )
+            raise invalid(pointer(key or array) if key or array else "", said)
         raise Malformed(f"the body is not JSON: {str(error).partition(':')[2].strip() or error}")
     try:
         content = json.loads(body.decode(), parse_constant=_no_constant, parse_int=_whole, object_pairs_hook=_pairs)
@@ -207,6 +234,11 @@ def _diagnose(body: bytes, array: str | None, limits: Limits, error: Exception) 
     if array is None or array not in content:
         return Body(content, None)
     return Body(content, np.array(_checked(content.pop(array), f"/{array}"), np.float64))
+
+
+def _check_depth(body: bytes, limits: Limits) -> None:
+    if _depth(body) > limits.json_depth:
+        raise Malformed(f"the body is nested deeper than the limit of {limits.json_depth}")
 
 
 def _depth(body: bytes) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +14,41 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.kit import PATIENCE, Gate, configured, digits, open_house, refused, running, until, wait_until
+from tests.kit import (
+    PATIENCE,
+    ROOT,
+    Gate,
+    configured,
+    digits,
+    environment,
+    open_house,
+    refused,
+    running,
+    until,
+    wait_until,
+)
 
 BODY = {"inputs": digits(4).tolist()}
 CALLERS = 8
+
+# The service, with an engine that never comes back from a score of four rows.
+STUCK = """
+import sys, threading
+from service import __main__, app, engine
+
+class Stuck(engine.Engine):
+    def compute(self, graph, feeds):
+        if graph == "elbo" and len(feeds["x"]) == 4:
+            threading.Event().wait()
+        return super().compute(graph, feeds)
+
+def stuck(found, device, opened=app.open_engine):
+    engine = opened(found, device)
+    return Stuck(engine.device, engine.providers, engine.fallback, engine.sessions)
+
+app.open_engine = stuck
+sys.exit(__main__.main(["serve"]))
+"""
 
 
 @dataclass
@@ -97,6 +130,26 @@ def test_an_idle_service_ends_with_status_0(small: Path, name: str) -> None:
         assert _ended(process) == 0
 
 
+def test_a_welcome_that_cannot_be_printed_ends_nothing(small: Path) -> None:
+    """Standard output may be full."""
+    with socket.socket() as probe, Path("/dev/full").open("w") as full:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+        probe.close()
+        settings = environment(port=port, models=str(small), device="cpu", drain_grace_ms="0")
+        process = subprocess.Popen([sys.executable, "-m", "service"], cwd=ROOT, env=settings, stdout=full, text=True)
+        wait_until(lambda: _status(f"http://127.0.0.1:{port}/readyz") == 200)
+        process.send_signal(signal.SIGTERM)
+        assert _ended(process) == 0
+
+
+def _status(address: str) -> int:
+    try:
+        return httpx.get(address).status_code
+    except httpx.TransportError:
+        return 0
+
+
 def test_an_idle_connection_does_not_hold_the_end_up(small: Path) -> None:
     """A client that keeps its connection and says nothing isn't waited for."""
     with running(models=str(small), drain_grace_ms="0") as (process, address), httpx.Client(base_url=address) as client:
@@ -111,6 +164,18 @@ def test_being_told_twice_ends_it_at_once(small: Path) -> None:
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
         process.send_signal(signal.SIGTERM)
+        assert _ended(process) == 0
+
+
+def test_an_engine_that_never_comes_back_does_not_hold_the_end_up(small: Path) -> None:
+    """At the hard deadline whoever still waits is told, as a problem body, and the process ends with status 0."""
+    service = running(start=("-c", STUCK), models=str(small), drain_grace_ms="0", drain_limit_ms="300")
+    with service as (process, address), ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(httpx.post, f"{address}/v1/models/tiny/score", json=BODY, timeout=PATIENCE)
+        inside = "vae_serve_requests_inside 2.0"
+        wait_until(lambda: inside in httpx.get(f"{address}/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        refused(asking.result(PATIENCE), 503)
         assert _ended(process) == 0
 
 

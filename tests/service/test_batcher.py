@@ -271,6 +271,14 @@ async def test_a_deadline_that_cannot_be_met_is_refused_before_work_is_spent() -
     assert not stub.calls
 
 
+async def test_several_lanes_meet_a_deadline_that_one_could_not() -> None:
+    """Work is shared by the lanes, and so is the time it takes."""
+    stub = Stub()
+    async with served(stub, pace=1.0, lanes=4) as batcher:
+        answer = await batcher.submit(rows(1, 2, 3, 4, 5, 6), deadline=asyncio.get_running_loop().time() + 2.0)
+    assert len(answer.outputs["y"]) == 6
+
+
 async def test_closing_settles_everyone_and_then_refuses() -> None:
     """No caller hangs: those who wait and those being computed are told, and newcomers are refused."""
     stub = Stub()
