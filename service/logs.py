@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 
 class JsonLines(logging.Formatter):
@@ -26,15 +27,28 @@ class JsonLines(logging.Formatter):
 
 
 class Text(logging.Formatter):
-    """A record as a line that a person reads."""
+    """A record as a line that a person reads. What a caller sent can't end the line, or move the cursor."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One line of text, and the stack below it where there is one."""
-        fields = " ".join(f"{key}={value}" for key, value in getattr(record, "fields", {}).items())
-        return super().format(record) + (f" {fields}" if fields else "")
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+        """The line itself, with its fields; the stack comes below it where there is one."""
+        fields = [f"{key}={value}" for key, value in getattr(record, "fields", {}).items()]
+        return escaped(" ".join([super().formatMessage(record), *fields]))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
+        """The stack, indented, so that nothing in an error's text looks like a line of the log."""
+        return "\n".join(f"    {escaped(line)}" for line in super().formatException(ei).splitlines())
+
+
+def escaped(text: str) -> str:
+    r"""Text on one line: what can't be printed is written as in Python, a newline as \n.
+
+    >>> print(escaped("/a\n12:00:00 INFO b"))
+    /a\n12:00:00 INFO b
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def configure(level: str, style: str) -> None:
