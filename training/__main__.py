@@ -88,6 +88,9 @@ def plainly() -> Iterator[None]:
     except Unusable as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
+    except OSError as error:
+        typer.echo(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), err=True)
+        raise typer.Exit(2) from error
     except ArtifactRefused as error:
         typer.echo(f"refused: {error}", err=True)
         raise typer.Exit(1) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -166,8 +167,23 @@ def write(run: Run) -> str:
 
 def _first(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, on one line."""
-    found = error.errors(include_url=False, include_input=False)
+    found = error.errors(include_url=False)
     step, others = found[0], len(found) - 1
     place = ".".join(str(part) for part in step["loc"])
     more = f" (and {others} more)" if others else ""
-    return " ".join(f"{place}: {step['msg']}{more}".split()) if place else step["msg"]
+    hint = _hint(step.get("input"))
+    return " ".join(f"{place}: {step['msg']}{hint}{more}".split()) if place else step["msg"]
+
+
+def _hint(given: object) -> str:
+    """How to write a number that YAML 1.1 takes for text, having no point before its e.
+
+    >>> _hint("3e-3")
+    '; to YAML, 3e-3 is text: write 3.0e-3 or 0.003'
+    """
+    if not isinstance(given, str) or not re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,2}", given):
+        return ""
+    digits, _, power = given.lower().partition("e")
+    point = digits if "." in digits else f"{digits}.0"
+    sign = "" if power.startswith(("-", "+")) else "+"  # without one it is text too
+    return f"; to YAML, {given} is text: write {point}e{sign}{power} or {float(given)}"

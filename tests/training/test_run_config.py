@@ -44,6 +44,25 @@ def test_a_wrong_value_is_named(change: dict[str, object], place: str, tmp_path:
     assert line.startswith(f"{path}: {place}")
 
 
+@pytest.mark.parametrize(("written", "instead"), [("3e-3", "3.0e-3 or 0.003"), ("1e3", "1.0e+3 or 1000.0")])
+def test_a_number_that_yaml_takes_for_text_is_shown_as_it_should_be(written: str, instead: str, tmp_path: Path) -> None:
+    """The line says how to write it, and both of its ways are read."""
+    path = tmp_path / "run.yaml"
+    text = Path("configs/tiny.yaml").read_text()
+    path.write_text(text.replace("lr: 0.003", f"lr: {written}"))
+    assert f"write {instead}" in refusal("fit", str(path), "--runs", str(tmp_path))
+    for way in instead.split(" or "):
+        path.write_text(text.replace("lr: 0.003", f"lr: {way}"))
+        assert config.read(path).optimiser.lr == float(written)
+
+
+def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    """Runs kept in a file are one line that names it."""
+    path = tmp_path / "file"
+    path.write_text("not a folder")
+    assert refusal("fit", "configs/tiny.yaml", "--runs", str(path)).startswith(str(path))
+
+
 def test_what_is_not_yaml_is_named(tmp_path: Path) -> None:
     """A slip in the syntax, a list, an empty file, a binary one and a missing one are one line each."""
     path = tmp_path / "bad.yaml"
