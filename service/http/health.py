@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from service.door import Door
 from service.metrics import Metrics
 from service.models import Models
 
 
+class Condition(BaseModel):
+    """How the service is."""
+
+    status: str = Field(description="live or not live, ready or not ready")
+    reasons: list[str] = Field(description="why not")
+
+
+CONDITIONS: dict[int | str, dict[str, Any]] = {
+    200: {"model": Condition, "description": "it is"},
+    503: {"model": Condition, "description": "it isn't, for the reasons given; see Retry-After"},
+}
+
+
 def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], str | None]) -> APIRouter:
     """The routes of this module; stalled says what has been computing for too long, if anything."""
     routes = APIRouter(tags=["health"])
 
-    @routes.get("/livez")
+    @routes.get("/livez", responses=CONDITIONS)
     @routes.api_route("/livez", methods=["GET", "HEAD"], include_in_schema=False)  # first, so that Allow lists both
     async def livez(request: Request) -> Response:
         """200 while the process works; 503 when an engine stalls or something that must not die has died."""
@@ -26,14 +41,14 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
         fault = door.fault or stalled()
         return _said("live", [fault] if fault else [])
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", responses=CONDITIONS)
     @routes.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)  # first, so that Allow lists both
     async def readyz(request: Request) -> Response:
         """200 once every required model has answered its golden rows, until the service drains."""
         request.scope["visit"].operation = "readyz"
         return _said("ready", unready())
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def prometheus(request: Request) -> Response:
         """Prometheus text."""
         request.scope["visit"].operation = "metrics"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from service.errors import Unavailable
 from service.http.exchange import Desk, Operation
 from service.http.telemetry import Visit
 from service.http.wire import JSON, NPY, NPZ, dumps, write
 from service.models import Model, Models
+from service.operations import Errand
 
 NUMBERS = {"type": "array", "items": {}, "description": "a nested array of numbers"}
 STATUSES = {
@@ -42,6 +47,7 @@ TIMEOUT = {
     "schema": {"type": "integer", "minimum": 1},
     "description": "milliseconds from the request's headers on; a later answer is a 503",
 }
+PATIENCE = 1.0  # seconds that the page waits for its examples' answers
 MOST_SHOWN = 1024  # numbers in an example; larger events are left to the example script
 
 
@@ -72,13 +78,22 @@ def router(desk: Desk, tag: str, operations: Iterable[Operation[Any]]) -> APIRou
     for operation in operations:
         endpoint = _endpoint(desk, operation)
         root, name, said = "/v1/models/{model}", operation.name, operation.work.__doc__
-        for path in (f"{root}/{name}", f"{root}/versions/{{version}}/{name}"):
+        same = f"{said}\n\nThe same as `{root}/{name}`, of the version that is named."
+        paths = {f"{root}/{name}": said, f"{root}/versions/{{version}}/{name}": same}
+        for path in paths:
             routes.add_route(path, endpoint, methods=["POST"], include_in_schema=False)
-        extra = _page(operation)
-        routes.add_api_route(
-            f"{root}/{name}", endpoint, methods=["POST"], name=name, description=said, openapi_extra=extra
-        )
+        for path, description in paths.items():
+            extra = _page(operation)
+            routes.add_api_route(
+                path, endpoint, methods=["POST"], name=name, description=description, openapi_extra=extra
+            )
     return routes
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals that a page lists, with their body."""
+    body = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
+    return {status: {"description": STATUSES[status], "content": copy.deepcopy(body)} for status in statuses}
 
 
 def _endpoint(desk: Desk, operation: Operation[Any]) -> Callable[[Request], Awaitable[Response]]:
@@ -95,14 +110,8 @@ def _page(operation: Operation[Any]) -> dict[str, Any]:
     if array:
         schema["properties"] = {array: {**NUMBERS, "description": operation.about}, **schema.get("properties", {})}
         schema["required"] = [array]
-        content[NPY] = {"schema": {"type": "string", "format": "binary", "description": f"`{array}` as an npy file"}}
-    problems = {
-        str(status): {
-            "description": said,
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}},
-        }
-        for status, said in STATUSES.items()
-    }
+        about = f"`{array}` as an npy file; other fields go into the query"
+        content[NPY] = {"schema": {"type": "string", "format": "binary", "description": about}}
     answers = {
         "description": "the answer",
         "content": {
@@ -111,34 +120,59 @@ def _page(operation: Operation[Any]) -> dict[str, Any]:
         },
     }
     body = {"required": bool(array), "content": content}
-    return {"requestBody": body, "responses": {"200": answers, **problems}}
+    refusals = {str(status): said for status, said in problems(*STATUSES).items()}
+    return {"requestBody": body, "responses": {"200": answers, **refusals}}
+
+
+def _query(operation: Operation[Any]) -> list[dict[str, Any]]:
+    """An operation's fields as the query parameters that they are beside an npy body.
+
+    Their defaults are told, not declared: the page would fill them in, and beside JSON a query is refused.
+    """
+    if operation.array is None:
+        return []
+    parameters = []
+    for name, found in operation.fields.model_json_schema(ref_template=COMPONENTS)["properties"].items():
+        schema = next((kind for kind in found.pop("anyOf", ()) if kind != {"type": "null"}), {}) | found
+        default, about = schema.pop("default", None), schema.pop("description", None)
+        said = [f"with {NPY} only", about, None if default is None else f"default: {str(default).lower()}"]
+        description = "; ".join(part for part in said if part)
+        parameters.append({"name": name, "in": "query", "schema": schema, "description": description})
+    return parameters
 
 
 def install(app: FastAPI, desk: Desk, operations: Iterable[Operation[Any]]) -> None:
-    """Serve the schema and its page. The schema is made anew whenever it is asked for, from the models served then."""
+    """Serve the schema and its page. What depends on the models is made anew at each request."""
     named = {operation.name: operation for operation in operations}
+    answers = Answers(desk)
+
+    @cache
+    def made() -> dict[str, Any]:
+        return get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
 
     @app.get(SCHEMA, include_in_schema=False)
     async def openapi(request: Request) -> Response:
         request.scope["visit"].operation = "openapi"
-        return Response(dumps(await _schema(app, desk, named)), media_type=JSON)
+        return Response(dumps(await _schema(made(), answers, named)), media_type=JSON)
 
     _serve_page(app)
 
 
-async def _schema(app: FastAPI, desk: Desk, operations: Mapping[str, Operation[Any]]) -> dict[str, Any]:
+async def _schema(
+    made: Mapping[str, Any], answers: Answers, operations: Mapping[str, Operation[Any]]
+) -> dict[str, Any]:
     """The whole schema, with the names that are served and examples that they answer."""
-    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    schema = copy.deepcopy(made)  # what follows changes it, and it shares parts with the routes
+    schema: dict[str, Any] = copy.deepcopy(dict(made))  # what follows changes it, and it shares parts with the routes
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     problem = ProblemBody.model_json_schema(ref_template=COMPONENTS)
     schemas |= {**problem.pop("$defs"), "ProblemBody": problem}
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     for path, item in schema["paths"].items():
         for page in item.values():
-            page["parameters"] = _parameters(path, desk.models)
+            page["parameters"] = _parameters(path, answers.desk.models)
         if operation := operations.get(path.rpartition("/")[2]):
-            item["post"]["parameters"].append(TIMEOUT)
-            await _exemplify(item["post"], operation, desk)
+            item["post"]["parameters"] += [TIMEOUT, *_query(operation)]
+            await _exemplify(item["post"], operation, answers, deadline)
         schemas |= _definitions(item)
     return schema
 
@@ -186,23 +220,47 @@ def _parameters(path: str, models: Models) -> list[dict[str, Any]]:
     ]
 
 
-async def _exemplify(post: dict[str, Any], operation: Operation[Any], desk: Desk) -> None:
+async def _exemplify(post: dict[str, Any], operation: Operation[Any], answers: Answers, deadline: float) -> None:
     """Give an operation a body for each model small enough to show, and what the smallest answers to its own."""
-    shown = [model for model in desk.models.all() if model.manifest.dimensions <= MOST_SHOWN]
+    shown = [model for model in answers.desk.models.all() if model.manifest.dimensions <= MOST_SHOWN]
     if not shown:
         return
     shown.sort(key=lambda model: model.manifest.dimensions)
     examples = {model.manifest.name: {"value": example(operation.name, model)} for model in shown}
     post["requestBody"]["content"][JSON]["examples"] = examples
-    post["responses"]["200"]["content"][JSON]["example"] = await _answer(operation, shown[0], desk)
+    if answer := await answers.get(operation, shown[0], deadline):
+        post["responses"]["200"]["content"][JSON]["example"] = answer
 
 
-async def _answer(operation: Operation[Any], model: Model, desk: Desk) -> Any:
-    """What a model answers to its own example, as it goes over the wire."""
+@dataclass(slots=True)
+class Answers:
+    """What models answer to their own examples; each is computed once, as long as the same models are served."""
+
+    desk: Desk
+    _served: list[tuple[str, list[int]]] = field(default_factory=list)
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    async def get(self, operation: Operation[Any], model: Model, deadline: float) -> Any:
+        """An answer as it goes over the wire; None while the service has no time for it."""
+        if self._served != (served := self.desk.models.catalogue()):
+            self._served, self._made = served, {}
+        made = self._made
+        if operation.name not in made:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    made[operation.name] = await _answer(operation, model, self.desk, deadline)
+            except (Unavailable, TimeoutError):
+                return None
+        return made[operation.name]
+
+
+async def _answer(operation: Operation[Any], model: Model, desk: Desk, deadline: float) -> Any:
+    """What a model answers to its own example."""
     fields = example(operation.name, model)
     rows = np.array(fields.pop(operation.array)) if operation.array else None
     asked = operation.fields.model_validate(fields)
-    found = await operation.work(desk, model, asked, rows, Visit("example", time.perf_counter()))
+    visit = Visit("example", time.perf_counter(), errand=Errand(deadline))
+    found = await operation.work(desk, model, asked, rows, visit)
     head = {"model": model.manifest.name, "version": model.manifest.version}
     return orjson.loads(write(JSON, {**head, **found}))
 
