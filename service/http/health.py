@@ -44,7 +44,10 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
     @routes.get("/readyz", responses=CONDITIONS)
     @routes.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)  # first, so that Allow lists both
     async def readyz(request: Request) -> Response:
-        """200 once every required model has answered its golden rows, until the service drains."""
+        """200 once every required model has answered its golden rows, until the service drains.
+
+        Where a model's newest version was refused, an older one that answers is enough.
+        """
         request.scope["visit"].operation = "readyz"
         return _said("ready", unready())
 
