@@ -65,6 +65,12 @@ class Metrics:
         self.model = Gauge(
             "vae_serve_model_info", "1 for each model served", ["model", "version", "device"], registry=registry
         )
+        self.refused = Gauge(
+            "vae_serve_model_refused",
+            "1 for each version on disk that was refused; the log says why",
+            ["model", "version"],
+            registry=registry,
+        )
         self.fallback = Gauge(
             "vae_serve_device_fallback",
             "1 where CUDA was wanted and the CPU is used",

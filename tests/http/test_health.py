@@ -187,10 +187,13 @@ async def test_a_spoilt_artifact_is_refused_and_the_others_are_served(tiny: Path
 
 
 async def test_a_spoilt_newer_version_leaves_the_older_one_serving(tiny: Path) -> None:
-    """The highest version that is loaded answers; the reason stands on /readyz."""
+    """The highest version that is loaded answers, and the service is ready; the refused one is counted."""
     _corrupt(copied("tiny", tiny, version=2))
     async with open_house(configured(tiny), ready=False) as house:
-        assert "tiny/2" in (await until_loaded(house)).text
+        assert (await until_loaded(house)).status_code == 200
+        counted = (await house.client.get("/metrics")).text
+        assert 'vae_serve_model_refused{model="tiny",version="2"} 1.0' in counted
+        assert 'vae_serve_model_refused{model="tiny",version="1"}' not in counted
         assert (await house.answer("tiny/score", BODY))["version"] == 1
         refused(await house.ask("tiny/versions/2/score", BODY), 503)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,7 +15,7 @@ import pytest
 from service import artifact, models, noise, operations
 from service.artifact import Array
 from service.engine import Lanes, open_engine
-from service.errors import NotReady, Unknown
+from service.errors import ArtifactRefused, NotReady, Unknown
 from service.models import Model, Models, Workshop
 from service.operations import Errand
 
@@ -143,5 +144,18 @@ def test_ready_means_every_required_model_at_its_highest_version() -> None:
     every.serve(stub("b", 1))
     assert every.unready() == []
     every.found({("a", 2)})
+    assert every.unready() == ["a/2 is still being loaded"]
     every.refuse("a", 2, "spoilt")
-    assert every.unready() == ["a/2 was refused: spoilt"]
+    assert every.unready() == []  # one bad upload takes nobody out of rotation
+
+
+@pytest.mark.anyio
+async def test_an_estimator_that_its_draws_are_not_is_refused(tmp_path: Path) -> None:
+    """Sixteen draws are four scrambles, whatever the manifest says."""
+    folder = Path(shutil.copytree(ROOT / "tiny" / "1", tmp_path / "1"))
+    found = artifact.read(folder)
+    assert found.manifest.calibration is not None
+    facts = found.manifest.calibration.model_dump() | {"estimator": "plain"}
+    artifact.rewrite(found, {"calibration": facts}, {})
+    with pytest.raises(ArtifactRefused, match=r"calibration\.estimator is plain; 16 draws are sobol_scrambles_4"):
+        await models.load(folder, Workshop(open_engine, Lanes(1)))
