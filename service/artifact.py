@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -33,6 +32,12 @@ Arrays = dict[str, Array]
 NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 FILE = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 MANIFEST, GOLDEN, CALIBRATION, CONFIG = "manifest.json", "golden.npz", "calibration.npz", "config.yaml"
+# Of each family: the measure of log p(x), the kind of support, and the decoder's outputs besides `mean`.
+FAMILIES = {
+    "bernoulli": ("counting", "levels", ["logits"]),
+    "discretised_logistic": ("counting", "levels", ["loc", "scale"]),
+    "normal": ("lebesgue", "real", ["loc", "scale"]),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Part(BaseModel):
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(ge=1)]
+Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class File(Part):
@@ -95,8 +101,11 @@ class Support(Part):
 
     @model_validator(mode="after")
     def _levels_are_whole(self) -> Self:
-        if self.kind == "levels" and (self.lowest is None or self.highest is None or not self.step):
-            raise ValueError("a support of levels states lowest, highest and a step above 0")
+        given = [edge for edge in (self.lowest, self.highest, self.step) if edge is not None]
+        if self.kind == "real" and given:
+            raise ValueError("a support of real numbers has no lowest, highest or step")
+        if self.kind == "levels" and not (len(given) == 3 and given[0] < given[1] and given[2] > 0):
+            raise ValueError("a support of levels states lowest, a highest above it, and a step above 0")
         return self
 
 
@@ -129,7 +138,7 @@ class Training(Part):
     epochs: int = Field(ge=0)
     seed: int
     data: str = Field(description="the data set and its source")
-    splits: dict[Literal["fit", "validation", "calibration", "test"], Split]
+    splits: Annotated[dict[Literal["fit", "validation", "calibration", "test"], Split], Field(min_length=4)]
     held_out: dict[str, float] = Field(description="on the test split: elbo, log_likelihood, kl; nats a row")
     config: dict[str, Any] = Field(description="the checked config of the run, whole")
     versions: dict[str, str]
@@ -138,19 +147,22 @@ class Training(Part):
 class Parity(Part):
     """One output's largest difference between ONNX Runtime and torch in float64, on held-out rows."""
 
-    error: float
-    tolerance: float
+    error: Size
+    tolerance: Size
 
 
 class Golden(Part):
     """What the engine must answer before it is ready: golden.npz holds `graph.input` and `graph.output` arrays."""
 
     rows: Positive
-    tolerance: dict[str, float] = Field(description="largest absolute difference allowed, by `graph.output`")
+    tolerance: dict[str, Size] = Field(description="largest absolute difference allowed, by `graph.output`")
 
 
 class Calibration(Part):
-    """What the reference scores are of. It holds for this estimator and no other."""
+    """What the reference scores are of. It holds for this estimator and no other.
+
+    The stored bank is bound by the SHA-256 of calibration.npz; that its seed makes it is checked when it is written.
+    """
 
     n: Positive
     draws: Positive
@@ -204,16 +216,41 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
-        missing = {graph.file for graph in self.graphs.values()} | {GOLDEN}
-        if self.calibration is not None:
-            missing |= {CALIBRATION}
-            for name, digest in self.calibration.graphs.items():
-                if name not in self.files or self.files[name].sha256 != digest:
-                    raise ValueError(f"the calibration was made with another {name}; calibrate again")
-        if missing := missing - self.files.keys():
+        needed = {graph.file for graph in self.graphs.values()} | {GOLDEN}
+        if missing := (needed | {CALIBRATION} if self.calibration else needed) - self.files.keys():
             raise ValueError(f"files lists no {', '.join(sorted(missing))}")
         if self.features is not None and len(self.features) != self.dimensions:
             raise ValueError(f"features names {len(self.features)} columns of {self.dimensions}")
+        if len({split.sha256 for split in self.training.splits.values()}) < 4:
+            raise ValueError("two splits are the same rows")
+        if (self.base_measure, self.support.kind, self.parameters) != (wanted := FAMILIES[self.family]):
+            raise ValueError(f"the family {self.family} has {wanted} for base measure, support and parameters")
+        if self.family == "bernoulli" and (self.support.lowest, self.support.highest, self.support.step) != (0, 1, 1):
+            raise ValueError("the family bernoulli has the levels 0 and 1")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_cover_every_output(self) -> Self:
+        outputs = {f"{graph.name}.{output}" for graph in self.graphs.values() for output in graph.outputs}
+        for name, named in (("golden.tolerance", self.golden.tolerance.keys()), ("parity", self.parity.keys())):
+            if named != outputs:
+                raise ValueError(f"{name} lacks or adds to the graphs' outputs: {', '.join(sorted(named ^ outputs))}")
+        if over := [name for name, parity in self.parity.items() if parity.error > parity.tolerance]:
+            raise ValueError(f"parity: {', '.join(over)} is past its own tolerance")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_is_of_this_model(self) -> Self:
+        facts, elbo = self.calibration, self.graphs["elbo"].file
+        if facts is None:
+            return self
+        for name in {elbo, *facts.graphs}:
+            if name not in self.files or facts.graphs.get(name) != self.files[name].sha256:
+                raise ValueError(f"the calibration was made with another {name}; calibrate again")
+        if facts.split != self.training.splits["calibration"].sha256:
+            raise ValueError("the calibration is of other rows than the split set aside for it")
+        if not abs(facts.smallest_p - 1 / (facts.n + 1)) <= 1e-12:
+            raise ValueError(f"calibration.smallest_p is not 1/(n+1) of {facts.n} rows")
         return self
 
 
@@ -233,6 +270,11 @@ class Artifact:
         """Where a graph's file lies."""
         return self.folder / self.manifest.graphs[graph].file
 
+    def graph(self, name: str) -> bytes:
+        """A graph's bytes, checked: what is opened is what was hashed, whatever becomes of the file."""
+        path = self.path(name)
+        return verify(path, self.manifest.files[path.name])
+
 
 def read(folder: Path) -> Artifact:
     """Read an artifact and hold it to its manifest; ArtifactRefused says what is wrong with it."""
@@ -242,25 +284,24 @@ def read(folder: Path) -> Artifact:
         raise ArtifactRefused(f"{MANIFEST} can't be read: {error.strerror}") from error
     except ValidationError as error:
         raise ArtifactRefused(f"{MANIFEST}: {_first(error)}") from error
-    for name, file in manifest.files.items():
-        verify(folder / name, file)
-    golden = _arrays(folder / GOLDEN)
-    calibration = _arrays(folder / CALIBRATION) if manifest.calibration else None
+    contents = {name: verify(folder / name, file) for name, file in manifest.files.items()}
+    golden = _arrays(GOLDEN, contents[GOLDEN])
+    calibration = _arrays(CALIBRATION, contents[CALIBRATION]) if manifest.calibration else None
     artifact = Artifact(folder, manifest, golden, calibration)
     _check_arrays(artifact)
     return artifact
 
 
-def verify(path: Path, file: File) -> None:
-    """Refuse a file that is missing, a link, or not the bytes that the manifest lists."""
+def verify(path: Path, file: File) -> bytes:
+    """A file's bytes; refused when it is missing, a link, or not the bytes that the manifest lists."""
     if path.is_symlink() or not path.is_file():
         raise ArtifactRefused(f"{path.name} is listed in the manifest and is not a file in the folder")
-    found = describe(path)
+    content = path.read_bytes()
+    found = File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     if found != file:
-        raise ArtifactRefused(
-            f"{path.name} is not the file that the manifest lists: "
-            f"sha256 {found.sha256[:12]}… of {found.bytes} bytes, not {file.sha256[:12]}… of {file.bytes}"
-        )
+        difference = f"sha256 {found.sha256[:12]}… of {found.bytes} bytes, not {file.sha256[:12]}… of {file.bytes}"
+        raise ArtifactRefused(f"{path.name} is not the file that the manifest lists: {difference}")
+    return content
 
 
 def describe(path: Path) -> File:
@@ -313,11 +354,6 @@ def rewrite(artifact: Artifact, changes: Mapping[str, Any], files: Mapping[str, 
     return write(artifact.folder, {**fields, **changes}, {**kept, **files}, replace=True)
 
 
-def remove(folder: Path) -> None:
-    """Delete an artifact's folder."""
-    shutil.rmtree(folder)
-
-
 def dump(manifest: Manifest) -> bytes:
     """A manifest as the bytes of manifest.json."""
     return (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
@@ -330,13 +366,16 @@ def pack(arrays: Mapping[str, Array]) -> bytes:
     return buffer.getvalue()
 
 
-def _arrays(path: Path) -> Arrays:
-    """The arrays of an npz file; nothing in it is ever unpickled."""
+def _arrays(name: str, content: bytes) -> Arrays:
+    """The arrays of an npz file; nothing in it is ever unpickled, and nothing but numbers is let in."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        raise ArtifactRefused(f"{path.name} can't be read as arrays") from error
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = {key: np.asarray(archive[key]) for key in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+        raise ArtifactRefused(f"{name} can't be read as arrays") from error
+    if any(array.dtype.kind not in "fiub" or not np.isfinite(array).all() for array in arrays.values()):
+        raise ArtifactRefused(f"{name} holds a value that isn't a finite number")
+    return arrays
 
 
 def _check_arrays(artifact: Artifact) -> None:
@@ -348,10 +387,6 @@ def _check_arrays(artifact: Artifact) -> None:
             raise ArtifactRefused(f"{GOLDEN} lacks {', '.join(missing)}")
         for name in names[: -len(graph.outputs)]:
             _check_shape(name, artifact.golden[name], manifest)
-        if missing := [
-            f"{graph.name}.{o}" for o in graph.outputs if f"{graph.name}.{o}" not in manifest.golden.tolerance
-        ]:
-            raise ArtifactRefused(f"golden.tolerance lacks {', '.join(missing)}")
     if manifest.calibration is None or artifact.calibration is None:
         return
     shapes = {name: array.shape for name, array in artifact.calibration.items()}
@@ -361,8 +396,6 @@ def _check_arrays(artifact: Artifact) -> None:
     }
     if shapes != wanted:
         raise ArtifactRefused(f"{CALIBRATION} holds {shapes}, not {wanted}")
-    if not all(np.isfinite(array).all() for array in artifact.calibration.values()):
-        raise ArtifactRefused(f"{CALIBRATION} holds a value that isn't a finite number")
 
 
 def _check_shape(name: str, array: Array, manifest: Manifest) -> None:
@@ -370,10 +403,14 @@ def _check_shape(name: str, array: Array, manifest: Manifest) -> None:
     is_event = name.endswith(".x")
     wanted = tuple(manifest.event_shape) if is_event else (manifest.latent_size,)
     leading = array.ndim - len(wanted)
-    if leading < 1 or array.shape[leading:] != wanted or (is_event and array.dtype != manifest.event_dtype):
-        raise ArtifactRefused(
-            f"{GOLDEN}: {name} holds {array.dtype} {list(array.shape)}, which is not what the manifest says"
-        )
+    of_rows = name.endswith(".noise") or array.shape[:1] == (manifest.golden.rows,)
+    if (
+        leading < 1
+        or not of_rows
+        or array.shape[leading:] != wanted
+        or (is_event and array.dtype != manifest.event_dtype)
+    ):
+        raise ArtifactRefused(f"{GOLDEN}: {name} is {array.dtype} {list(array.shape)}, not what the manifest says")
 
 
 def _first(error: ValidationError) -> str:

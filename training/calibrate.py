@@ -34,13 +34,14 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     found = artifact.read(folder)
     rows = held_out_rows(found.manifest)
     scores, bank = asyncio.run(score(folder, rows, scored))
+    hold_to_seed(bank)
     reference = calibration.fit(scores)
     elbo = found.manifest.graphs["elbo"].file
     facts = Calibration(
         n=len(scores),
         draws=DRAWS,
         seed=SEED,
-        estimator="sobol_scrambles_4" if len(bank.groups) < bank.draws else "plain",
+        estimator=models.estimator(bank),
         smallest_p=reference.smallest_p,
         split=artifact.digest_rows(rows),
         graphs={elbo: found.manifest.files[elbo].sha256},
@@ -48,6 +49,15 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     arrays = artifact.pack({"scores": reference.scores, "noise": bank.noise})
     artifact.rewrite(found, {"calibration": facts.model_dump()}, {artifact.CALIBRATION: arrays})
     return facts
+
+
+def hold_to_seed(bank: noise.Bank) -> None:
+    """Unusable unless the bank is the one that its seed makes.
+
+    Loading doesn't ask again, since making a bank costs half a second: there calibration.npz's SHA-256 binds it.
+    """
+    if not np.array_equal(bank.noise, noise.bank(bank.seed, bank.draws, bank.noise.shape[1]).noise):
+        raise Unusable(f"the noise used is not what seed {bank.seed} makes here; another SciPy may have made it")
 
 
 def held_out_rows(manifest: Manifest) -> Rows:

@@ -82,9 +82,27 @@ def test_a_missing_file_and_a_link_are_refused(folder: Path) -> None:
         (lambda m: m.pop("family"), "family: Field required"),
         (lambda m: m.update(event_shape=[]), "event_shape"),
         (lambda m: m.update(surprise=1), "surprise"),
-        (lambda m: m["golden"]["tolerance"].pop("elbo.kl"), r"golden\.tolerance lacks elbo\.kl"),
-        (lambda m: m["calibration"].update(n=7), r"calibration\.npz holds"),
+        (lambda m: m["golden"]["tolerance"].pop("elbo.kl"), r"golden\.tolerance lacks or adds .*: elbo\.kl"),
+        (lambda m: m["golden"]["tolerance"].update(more=1e-5), r"golden\.tolerance lacks or adds .*: more"),
+        (lambda m: m["golden"]["tolerance"].update({"elbo.kl": float("inf")}), r"golden\.tolerance\.elbo\.kl"),
+        (lambda m: m["golden"].update(rows=7), r"golden\.npz: encoder\.x is uint8 \[8, 8, 8\]"),
+        (lambda m: m["parity"].pop("terms.latent_kl"), r"parity lacks or adds .*: terms\.latent_kl"),
+        (lambda m: m["parity"]["elbo.kl"].update(error=1.0), r"parity: elbo\.kl is past its own tolerance"),
+        (lambda m: m["parity"]["elbo.kl"].update(error=float("nan")), r"parity\.elbo\.kl\.error"),
+        (lambda m: m["calibration"].update(n=7, smallest_p=1 / 8), r"calibration\.npz holds"),
+        (lambda m: m["calibration"].update(smallest_p=1 / 400), r"smallest_p is not 1/\(n\+1\) of 400"),
+        (lambda m: m["calibration"].update(smallest_p=float("nan")), "smallest_p is not"),
+        (lambda m: m["calibration"].update(graphs={}), r"the calibration was made with another elbo\.onnx"),
+        (lambda m: m["calibration"].update(split=m["training"]["splits"]["test"]["sha256"]), "of other rows"),
+        (lambda m: m["training"]["splits"].pop("test"), r"training\.splits"),
+        (lambda m: m["training"]["splits"].update(test=m["training"]["splits"]["fit"]), "two splits are the same rows"),
         (lambda m: m["support"].update(step=None), "a support of levels"),
+        (lambda m: m["support"].update(step=-1), "a support of levels"),
+        (lambda m: m["support"].update(kind="real"), "a support of real numbers"),
+        (lambda m: m["support"].update(highest=2), "bernoulli has the levels 0 and 1"),
+        (lambda m: m.update(base_measure="lebesgue"), "the family bernoulli has"),
+        (lambda m: m.update(family="discretised_logistic"), "the family discretised_logistic has"),
+        (lambda m: m.update(family="normal"), "the family normal has"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(folder: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
@@ -110,6 +128,28 @@ def test_pickles_are_never_opened(folder: Path) -> None:
     edit(folder, lambda m: m["files"].update({"golden.npz": described}))
     with pytest.raises(ArtifactRefused, match=r"golden\.npz can't be read as arrays"):
         artifact.read(folder)
+
+
+@pytest.mark.parametrize(("value", "reason"), [(np.nan, "a finite number"), ("text", "a finite number")])
+def test_golden_arrays_are_finite_numbers(folder: Path, value: object, reason: str) -> None:
+    """No answer is held to a NaN or to a text, even under a true digest."""
+    with np.load(folder / "golden.npz") as archive:
+        golden = {name: archive[name] for name in archive.files}
+    golden["elbo.kl"] = np.full(golden["elbo.kl"].shape, value)
+    (folder / "golden.npz").write_bytes(artifact.pack(golden))
+    described = artifact.describe(folder / "golden.npz").model_dump()
+    edit(folder, lambda m: m["files"].update({"golden.npz": described}))
+    with pytest.raises(ArtifactRefused, match=rf"golden\.npz holds a value that isn't {reason}"):
+        artifact.read(folder)
+
+
+def test_a_graph_that_changes_after_it_was_read_is_refused(folder: Path) -> None:
+    """The bytes that are opened are hashed, not those that lay there before."""
+    found = artifact.read(folder)
+    assert found.graph("elbo") == (folder / "elbo.onnx").read_bytes()
+    (folder / "elbo.onnx").write_bytes(found.graph("encoder"))
+    with pytest.raises(ArtifactRefused, match=r"elbo\.onnx is not the file that the manifest lists"):
+        found.graph("elbo")
 
 
 def test_writing_is_all_or_nothing(folder: Path) -> None:

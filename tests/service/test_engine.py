@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -46,13 +47,97 @@ def test_an_engine_that_answers_golden_rows_wrong_is_refused(tiny: Artifact, key
         engine.open_engine(spoilt(tiny, key, np.nan))
 
 
+@pytest.mark.parametrize(("share", "passes"), [(0.9, True), (1.1, False)])
+def test_a_golden_tolerance_that_proves_nothing_is_refused(tiny: Artifact, share: float, passes: bool) -> None:
+    """Past a thousandth of the largest answer (of 1, where that is more) golden rows would hold nobody to anything."""
+    key = "joint.log_likelihood"
+    loose = share * engine.LOOSEST * float(np.abs(tiny.golden[key]).max())
+    stated = tiny.manifest.golden.model_copy(update={"tolerance": {**tiny.manifest.golden.tolerance, key: loose}})
+    found = dataclasses.replace(tiny, manifest=tiny.manifest.model_copy(update={"golden": stated}))
+    with nullcontext() if passes else pytest.raises(ArtifactRefused, match="prove nothing"):
+        engine.open_engine(found)
+
+
+def swapped(found: Artifact, folder: Path, name: str, content: bytes) -> Artifact:
+    """The artifact with other bytes for a graph, under their true digest."""
+    for graph in found.manifest.graphs.values():
+        (folder / graph.file).write_bytes(content if graph.name == name else found.graph(graph.name))
+    listed = {**found.manifest.files, f"{name}.onnx": artifact.describe(folder / f"{name}.onnx")}
+    return dataclasses.replace(found, folder=folder, manifest=found.manifest.model_copy(update={"files": listed}))
+
+
+def field(number: int, content: bytes | int) -> bytes:
+    """One protobuf field, so that a graph can be spoilt without a library."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
+
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+TENSOR = field(1, 1) + field(2, 1) + field(8, b"w")  # dims, data_type, name
+ELSEWHERE = TENSOR + field(13, field(1, b"location") + field(2, b"weights.bin")) + field(14, 1)
+NODE = field(4, b"Constant")
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (field(7, field(5, ELSEWHERE)), "keeps tensors in other files"),
+        (field(7, field(5, TENSOR + field(14, 1))), "keeps tensors in other files"),
+        (field(7, field(15, field(1, ELSEWHERE))), "keeps tensors in other files"),
+        (field(7, field(1, NODE + field(5, field(5, ELSEWHERE)))), "keeps tensors in other files"),
+        (field(7, field(1, NODE + field(5, field(6, field(5, ELSEWHERE))))), "keeps tensors in other files"),
+        (field(25, field(7, NODE + field(5, field(10, ELSEWHERE)))), "keeps tensors in other files"),
+        (field(20, field(1, field(5, ELSEWHERE))), "keeps tensors in other files"),
+        (field(8, field(1, b"my.domain") + field(2, 1)), "needs operators outside the standard domain"),
+        (b"\x3a\xff", "is not a graph"),
+        (b"\x80" * 12, "is not a graph"),
+        (b"\x0b", "is not a graph"),
+    ],
+)
+def test_a_graph_that_is_more_than_its_file_is_refused(
+    tiny: Artifact, tmp_path: Path, more: bytes, reason: str
+) -> None:
+    """External data and custom domains, wherever they hide, are found before the runtime looks for them."""
+    content = tiny.graph("elbo")
+    assert engine.onnx_fault(content) is None
+    with pytest.raises(ArtifactRefused, match=rf"elbo\.onnx {reason}"):
+        engine.open_engine(swapped(tiny, tmp_path, "elbo", content + more))
+
+
+def test_a_graph_nested_without_end_costs_no_stack() -> None:
+    """Graphs within graphs, thousands deep, are walked like any other; what lies at the bottom is found."""
+    graph = field(5, ELSEWHERE)
+    for _ in range(3000):
+        graph = field(1, field(5, field(6, graph)))
+    assert engine.onnx_fault(field(7, graph)) == "keeps tensors in other files"
+
+
 def test_a_file_that_is_no_graph_is_refused(tiny: Artifact, tmp_path: Path) -> None:
     """The runtime's own message, with its paths, stays inside."""
-    for graph in tiny.manifest.graphs.values():
-        (tmp_path / graph.file).write_bytes(b"not a graph")
-    with pytest.raises(ArtifactRefused, match="is not a graph that onnxruntime can open") as refused:
-        engine.open_engine(dataclasses.replace(tiny, folder=tmp_path))
-    assert str(tmp_path) not in str(refused.value)
+    for content in (b"not a graph", b"", tiny.graph("elbo")[:-1]):
+        with pytest.raises(ArtifactRefused, match="is not a graph that onnxruntime can open") as refused:
+            engine.open_engine(swapped(tiny, tmp_path, "terms", content))
+        assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_graph_of_other_inputs_or_outputs_is_refused(tiny: Artifact, tmp_path: Path) -> None:
+    """One input or output more or less than the manifest's is found when it is opened, not in a request."""
+    with pytest.raises(ArtifactRefused, match=r"elbo\.onnx takes x, not noise, x"):
+        engine.open_engine(swapped(tiny, tmp_path, "elbo", tiny.graph("encoder")))
+    uint8 = field(1, field(1, 2) + field(2, b""))
+    more = field(7, field(12, field(1, b"x") + field(2, uint8)))  # protobuf adds a second graph's outputs to the first
+    with pytest.raises(ArtifactRefused, match=r"encoder\.onnx gives"):
+        engine.open_engine(swapped(tiny, tmp_path, "encoder", tiny.graph("encoder") + more))
+
+
+def test_the_bytes_of_a_graph_are_let_go(tiny: Artifact) -> None:
+    """Once it is open the runtime has its own."""
+    for session in engine.open_engine(tiny).sessions.values():
+        assert session._model_bytes is None
 
 
 def test_what_the_runtime_cannot_compute_is_an_engine_failure(tiny: Artifact) -> None:
