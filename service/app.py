@@ -38,20 +38,11 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     metrics = Metrics()
     models = Models(settings.required)
     lanes = Lanes(settings.lanes or cores())
-    workshop = Workshop(
-        opener or partial(open_engine, device=settings.device),
-        lanes,
-        settings.batch,
-        settings.batch_ms / 1e3,
-        settings.waiting,
-        partial(_count_batch, metrics),
-        partial(_count_model, metrics),
-        partial(_count_refused, metrics),
-    )
+    desk = _desk(settings, models, door)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with serve(models, settings.models, workshop, door.spawn):
+        async with serve(models, settings.models, _workshop(settings, opener, lanes, metrics), door.spawn):
             try:
                 yield
             finally:
@@ -64,11 +55,35 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         description=ABOUT,
         lifespan=lifespan,
         redirect_slashes=False,
-        openapi_url=None,
+        openapi_url=None,  # the schema and its page are ours: openapi.install
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    _add_routes(app, desk)
+    app.include_router(health.router(models, door, metrics, partial(_stalled, lanes, settings.stall_ms / 1e3)))
+    app.add_exception_handler(Problem, answer_problem)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(Gone, answer_gone)
+    app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
+    app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
+    return app
+
+
+def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: Metrics) -> Workshop:
+    return Workshop(
+        opener or partial(open_engine, device=settings.device),
+        lanes,
+        settings.batch,
+        settings.batch_ms / 1e3,
+        settings.waiting,
+        partial(_count_batch, metrics),
+        partial(_count_model, metrics),
+        partial(_count_refused, metrics),
+    )
+
+
+def _desk(settings: Settings, models: Models, door: Door) -> Desk:
     limits = Limits(
         settings.max_body_bytes,
         settings.max_json_depth,
@@ -76,26 +91,21 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         settings.max_draws,
         settings.max_row_draws,
     )
-    desk = Desk(
-        models, limits, door, Memory(settings.max_held_bytes), settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3
-    )
-    rooms: dict[str, tuple[Operation[Any], ...]] = {
+    memory = Memory(settings.max_held_bytes)
+    return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3)
+
+
+def _add_routes(app: FastAPI, desk: Desk) -> None:
+    tagged: dict[str, tuple[Operation[Any], ...]] = {
         "scores": scores.OPERATIONS,
         "latents": latents.OPERATIONS,
         "samples": samples.OPERATIONS,
     }
-    for tag, operations in rooms.items():
+    for tag, operations in tagged.items():
         app.include_router(openapi.router(desk, tag, operations))
     app.include_router(catalogue.router(desk))
-    app.include_router(health.router(models, door, metrics, partial(_stalled, lanes, settings.stall_ms / 1e3)))
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
-    app.add_exception_handler(Problem, answer_problem)
-    app.add_exception_handler(HTTPException, answer_http)
-    app.add_exception_handler(Gone, answer_gone)
-    app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
-    openapi.install(app, desk, chain.from_iterable(rooms.values()))
-    app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
-    return app
+    openapi.install(app, desk, chain.from_iterable(tagged.values()))
 
 
 def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> None:

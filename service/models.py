@@ -130,7 +130,7 @@ class Models:
         versions = sorted(number for other, number in self._served if other == name)
         if version is not None and versions:
             return f"{name} has no version {version}; it has {', '.join(map(str, versions))}"
-        return f"there is no model {name!r}; there is {', '.join(names) or 'none yet'}"
+        return f"there is no model {name[:64]!r}; there is {', '.join(names) or 'none yet'}"
 
     def _why(self, key: tuple[str, int]) -> str:
         if key in self._refused:
