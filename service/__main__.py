@@ -41,8 +41,9 @@ async def run(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
     try:
         listener = listen(settings.host, settings.port)
-    except OSError as error:
-        print(f"vae-serve: can't listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+    except (OSError, UnicodeError) as error:  # the latter where a name is none
+        reason = getattr(error, "strerror", None) or error
+        print(f"vae-serve: can't listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
         return 1
     door = Door()
     app = build(settings, door=door)
@@ -78,8 +79,10 @@ async def run(settings: Settings) -> int:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; OSError where there is none to be had, which uvicorn would make a traceback of."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)  # as clients do with `localhost`
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=both)
 
 
 def leave(status: int) -> NoReturn:

@@ -22,6 +22,7 @@ async def greet(models: Models, server: uvicorn.Server) -> None:
         await asyncio.sleep(0.02)
     port = server.servers[0].sockets[0].getsockname()[1]
     host = server.config.host if server.config.host not in ("0.0.0.0", "::") else "127.0.0.1"
+    host = f"[{host}]" if ":" in host else host
     try:
         print(text(models, f"http://{host}:{port}"), flush=True)  # noqa: T201  for a person, not for the log
     except OSError as error:  # standard output is full or closed: no reason to end a service

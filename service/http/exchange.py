@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +27,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound="Fields")
 
 INLINE = 131_072  # bytes of a body, or numbers of an answer, that are handled without leaving the event loop
+UNPACKING = 4  # compressed bodies that are unpacked and parsed at once
 MOST_FAULTS = 16  # that an answer lists
 
 
@@ -97,6 +98,7 @@ class Desk:
     memory: Memory
     timeout: float
     longest: float
+    unpacking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UNPACKING))
 
     async def serve(self, request: Request, operation: Operation[F]) -> Response:
         """One request from its headers to its answer: exactly one, in time, to a caller who is still there."""
@@ -121,12 +123,19 @@ class Desk:
     async def _read(self, request: Request, operation: Operation[Any], model: Model, held: Held) -> Body:
         """The body, read and parsed, and its memory accounted for."""
         content = await read_body(request, self.limits.body_bytes, held)
-        started, size = time.perf_counter(), len(content)
-        if "content-encoding" in request.headers:  # a few bytes may become as many as are allowed
-            size = self.limits.body_bytes
-            held.resize(size)
-        width = model.manifest.latent_size if operation.array == "latents" else model.manifest.dimensions
-        body = await off_loop(size, lambda: parse(request, content, operation.array, self.limits, width))
+        started = time.perf_counter()
+        event = tuple(model.manifest.event_shape)
+        if operation.array == "latents":
+            event = (model.manifest.latent_size,)
+
+        def work() -> Body:
+            return parse(request, content, operation.array, self.limits, event)
+
+        if (header(request, "content-encoding") or "identity") == "identity":
+            body = await off_loop(len(content), work)
+        else:  # a few bytes may become as many as are allowed, so few do at once; the others wait
+            async with self.unpacking:
+                body = await asyncio.to_thread(work)
         held.resize(0 if body.array is None else body.array.nbytes)
         request.scope["visit"].parse = time.perf_counter() - started
         return body
@@ -217,8 +226,8 @@ async def read_body(request: Request, limit: int, held: Held) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def parse(request: Request, content: bytes, array: str | None, limits: Limits, width: int) -> Body:
-    """A body's fields and array, whatever form they came in; width is how many numbers a row of the array has."""
+def parse(request: Request, content: bytes, array: str | None, limits: Limits, event: tuple[int, ...]) -> Body:
+    """A body's fields and array, whatever form they came in; event is the shape of one of the array's rows."""
     kind = wire.media_type(request.headers.get("content-type"))
     content = wire.decompress(content, header(request, "content-encoding"), limits.body_bytes)
     query = request.query_params
@@ -232,7 +241,7 @@ def parse(request: Request, content: bytes, array: str | None, limits: Limits, w
         raise invalid(pointer(next(iter(query))), f"with {wire.JSON} this belongs into the body, not into the query")
     if not content and array is None:
         return Body({}, None)
-    return wire.read_json(content, array, limits, width)
+    return wire.read_json(content, array, limits, event)
 
 
 def checked(fields: type[F], body: Body, array: str | None) -> F:

@@ -20,6 +20,7 @@ from service.artifact import Array
 from service.errors import Malformed, TooLarge, Unreadable, Unspeakable, invalid, pointer
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
+FLOOR = 2**20  # numbers, and a quarter of that in arrays, that any body may hold
 SCALARS = 64  # fields beside the array, and more than any operation has
 DIAGNOSED = 2**20  # bytes of a bad JSON body that are read again, slowly, to say what is wrong and where
 # Bytes of a compressed member that are looked at first. What follows a member's end is copied, so a window as long as
@@ -145,15 +146,15 @@ def _over(limit: int) -> str:
     return f"the body is over the limit of {limit} bytes"
 
 
-def read_json(body: bytes, array: str | None, limits: Limits, width: int) -> Body:
+def read_json(body: bytes, array: str | None, limits: Limits, event: tuple[int, ...]) -> Body:
     """The fields of a JSON object; the one named `array` as float64, straight from the text.
 
-    width is how many numbers a row of it has.
+    event is the shape of one of its rows.
 
     The parser is simdjson, which refuses text, booleans and null among numbers and flattens ragged rows in
     silence: so every length is compared, and the brackets are counted. What it won't have is read again slowly.
     """
-    _check_count(body, array, limits, width)
+    _check_count(body, array, limits, event)
     key: str | None = None
     try:
         document: Any = simdjson.Parser().parse(body)
@@ -173,16 +174,18 @@ def read_json(body: bytes, array: str | None, limits: Limits, width: int) -> Bod
     return Body(fields, numbers)
 
 
-def _check_count(body: bytes, array: str | None, limits: Limits, width: int) -> None:
+def _check_count(body: bytes, array: str | None, limits: Limits, event: tuple[int, ...]) -> None:
     """Refuse a body with more commas or brackets than any that is within the limits, before it is parsed.
 
-    Parsed, two bytes become dozens: 64 MiB of `[],` would be gigabytes.
+    Parsed, two bytes become dozens: 64 MiB of `[],` would be gigabytes. What is merely wrong is told so by the parser,
+    as long as it stays below a floor that does no harm.
     """
-    most = (limits.rows * width if array else 0) + SCALARS
-    if body.count(b",") > most or body.count(b"[") > most + limits.rows:
+    rows = limits.rows if array else 0
+    arrays = sum(prod(event[:depth]) for depth in range(len(event)))
+    commas, brackets = max(rows * prod(event), FLOOR), max(rows * arrays, FLOOR // 4)
+    if body.count(b",") > commas + SCALARS or body.count(b"[") > brackets + SCALARS:
         _check_depth(body, limits)
-        what = f"{limits.rows} rows of {width} numbers" if array else f"{SCALARS} fields"
-        raise TooLarge(f"the body holds more than {what}, the limit of a request to this model")
+        raise TooLarge(f"the body holds more than the limit of {limits.rows} rows of {prod(event)} numbers")
 
 
 def _scalar(value: object) -> object:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.artifact import Array
-from tests.kit import NPY, NPZ, Gate, House, configured, digits, golden_rows, npy, open_house, refused
+from tests.kit import JSON, NPY, NPZ, Gate, House, configured, digits, golden_rows, npy, open_house, refused
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +117,21 @@ async def test_more_than_any_request_holds_is_refused_before_it_is_parsed(
     body = gzip.compress(b'{"%s": [' % name + part * 2_000_000 + b"0]}")
     assert len(body) < 40_000
     refused(await house.send(f"tiny/{operation}", body, content_encoding="gzip"), 413)
+
+
+async def test_a_wrong_body_of_a_legal_size_is_a_422_not_a_413(house: House) -> None:
+    """What is merely another operation's, or of another shape, is told so."""
+    image = np.zeros((28, 28)).tolist()
+    assert refused(await house.ask("mnist/sample", {"inputs": [image]}), 422)["errors"][0]["pointer"] == "/inputs"
+    refused(await house.ask("tiny/score", {"inputs": np.zeros((4096, 10, 8), int).tolist()}), 422)
+    refused(await house.ask("tiny/decode", {"latents": np.zeros((20, 784)).tolist()}), 422)
+
+
+async def test_many_small_compressed_bodies_at_once_are_all_answered(house: House) -> None:
+    """They wait for each other, and none is turned away for what it might have become."""
+    body = gzip.compress(json.dumps({"inputs": digits(2).tolist()}).encode())
+    asked = [house.send("tiny/score", body, content_type=JSON, content_encoding="gzip") for _ in range(64)]
+    assert {response.status_code for response in await asyncio.gather(*asked)} == {200}
 
 
 async def test_bodies_together_hold_no_more_than_they_may(small: Path) -> None:
