@@ -22,6 +22,7 @@ from service import logs, welcome
 from service.app import build
 from service.artifact import Manifest
 from service.door import Door
+from service.engine import Lanes
 from service.errors import Problem
 from service.settings import Settings, SettingsError, load
 
@@ -72,9 +73,18 @@ async def run(settings: Settings) -> int:
     status = 1 if door.fault or not server.started else 0
     if door.fault:
         print(f"vae-serve: {door.fault}", file=sys.stderr)
-    if app.state.lanes.longest() > 0:
+    if not await idle(app.state.lanes):
         leave(status)
     return status
+
+
+async def idle(lanes: Lanes, patience: float = 1.0) -> bool:
+    """Whether the engine calls end by themselves; a last one, whose caller has gone, is given a moment."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + patience
+    while lanes.longest() > 0 and clock() < end:  # noqa: ASYNC110  a call can't say that it ends
+        await asyncio.sleep(0.01)
+    return lanes.longest() <= 0
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -73,6 +73,18 @@ async def served(
         pool.close()
 
 
+@asynccontextmanager
+async def occupied(
+    stub: Stub, *, room: int = 1000, pace: float = 1e-9
+) -> AsyncIterator[tuple[Batcher, asyncio.Task[Answer]]]:
+    """A batcher whose one lane is held at the gate by a first caller, who is handed over too."""
+    stub.gate.clear()
+    async with served(stub, room=room, pace=pace) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        yield batcher, held
+
+
 def rows(*values: float) -> Arrays:
     """Rows of one number."""
     return {"x": np.array(values, np.float64)[:, None]}
@@ -136,10 +148,7 @@ async def test_a_batch_is_cut_after_the_turn_is_taken() -> None:
 async def test_one_cancelled_caller_costs_its_neighbours_nothing(during: bool) -> None:
     """A caller that leaves, waiting or mid-batch, takes nobody along."""
     stub = Stub()
-    stub.gate.clear()
-    async with served(stub) as batcher:
-        held = ask(batcher, 0)
-        await stub.busy()
+    async with occupied(stub) as (batcher, held):
         leaver, stayer = ask(batcher, 1), ask(batcher, 2)
         await settled()
         if during:
@@ -158,10 +167,7 @@ async def test_one_cancelled_caller_costs_its_neighbours_nothing(during: bool) -
 async def test_a_departed_ticket_is_never_computed_and_gives_its_room_back() -> None:
     """Rows whose caller has gone before the cut don't reach the engine."""
     stub = Stub()
-    stub.gate.clear()
-    async with served(stub, room=2) as batcher:
-        held = ask(batcher, 0)
-        await stub.busy()
+    async with occupied(stub, room=2) as (batcher, held):
         leaver = ask(batcher, 7, 7)
         await settled()
         assert batcher.waiting == 2
@@ -178,10 +184,7 @@ async def test_a_departed_ticket_is_never_computed_and_gives_its_room_back() -> 
 async def test_a_failing_batch_fails_only_its_culprit_and_the_loop_lives() -> None:
     """Of a batch that fails, each piece is computed alone; only the poisoned one fails."""
     stub = Stub()
-    stub.gate.clear()
-    async with served(stub) as batcher:
-        held = ask(batcher, 0)
-        await stub.busy()
+    async with occupied(stub) as (batcher, held):
         good, bad, fine = ask(batcher, 1), ask(batcher, 13), ask(batcher, 2, 3)
         await settled()
         stub.gate.set()
@@ -202,10 +205,7 @@ async def test_rows_that_do_not_fit_together_fail_their_culprit_not_the_loop() -
             return found
 
     stub = Strict()
-    stub.gate.clear()
-    async with served(stub) as batcher:
-        held = ask(batcher, 0)
-        await stub.busy()
+    async with occupied(stub) as (batcher, held):
         good = ask(batcher, 1)
         wide = asyncio.create_task(batcher.submit({"x": np.ones((1, 2))}))
         await settled()
@@ -233,10 +233,7 @@ async def test_an_engine_that_loses_rows_fails_the_ticket() -> None:
 async def test_a_full_waiting_room_refuses_at_the_door() -> None:
     """What there is no room for is refused at once, with the time it would have taken."""
     stub = Stub()
-    stub.gate.clear()
-    async with served(stub, room=3, pace=2.0) as batcher:
-        held = ask(batcher, 0)
-        await stub.busy()
+    async with occupied(stub, room=3, pace=2.0) as (batcher, held):
         waiting = ask(batcher, 1, 2)
         await settled()
         with pytest.raises(Overloaded) as refused:
@@ -249,10 +246,7 @@ async def test_a_full_waiting_room_refuses_at_the_door() -> None:
 async def test_an_expired_ticket_is_never_computed() -> None:
     """A ticket whose deadline passes while it waits is settled as late and left out of the batch."""
     stub = Stub()
-    stub.gate.clear()
-    async with served(stub) as batcher:
-        held = ask(batcher, 0)
-        await stub.busy()
+    async with occupied(stub) as (batcher, held):
         soon = asyncio.get_running_loop().time() + 0.01
         with pytest.raises(Late):
             await batcher.submit(rows(7), deadline=soon)
@@ -282,10 +276,7 @@ async def test_several_lanes_meet_a_deadline_that_one_could_not() -> None:
 async def test_closing_settles_everyone_and_then_refuses() -> None:
     """No caller hangs: those who wait and those being computed are told, and newcomers are refused."""
     stub = Stub()
-    stub.gate.clear()
-    async with served(stub) as batcher:
-        held = ask(batcher, 0)
-        await stub.busy()
+    async with occupied(stub) as (batcher, held):
         waiting = ask(batcher, 1)
         await settled()
         batcher.close()
