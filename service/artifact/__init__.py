@@ -1,0 +1,49 @@
+"""The artifact: the contract on disk between whoever trained a model and whoever serves it. Knows no torch, no HTTP.
+
+<models>/<name>/<version>/
+    manifest.json                        what the numbers mean, and the SHA-256 of every other file
+    encoder.onnx … terms.onnx            the five graphs of `graphs`
+    golden.npz                           rows and the answers that the graphs must give for them
+    calibration.npz                      scores of held-out rows and the noise bank they were made with; optional
+"""
+
+from service.artifact.calibrated import Calibration
+from service.artifact.density import FAMILIES, Feature, Support
+from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, verify, write
+from service.artifact.graphs import Array, Arrays, Graph, graphs
+from service.artifact.manifest import CALIBRATION, CONFIG, FILE, GOLDEN, MANIFEST, NAME, Manifest, Prior
+from service.artifact.parts import File
+from service.artifact.provenance import Golden, Parity, Split, Training
+
+__all__ = [
+    "CALIBRATION",
+    "CONFIG",
+    "FAMILIES",
+    "FILE",
+    "GOLDEN",
+    "MANIFEST",
+    "NAME",
+    "Array",
+    "Arrays",
+    "Artifact",
+    "Calibration",
+    "Feature",
+    "File",
+    "Golden",
+    "Graph",
+    "Manifest",
+    "Parity",
+    "Prior",
+    "Split",
+    "Support",
+    "Training",
+    "describe",
+    "digest_rows",
+    "dump",
+    "graphs",
+    "pack",
+    "read",
+    "rewrite",
+    "verify",
+    "write",
+]

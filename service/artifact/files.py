@@ -1,0 +1,188 @@
+"""Files: an artifact read from its folder and held to its manifest, and written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from pydantic import ValidationError
+
+from service.artifact.graphs import Array, Arrays
+from service.artifact.manifest import CALIBRATION, GOLDEN, MANIFEST, Manifest
+from service.artifact.parts import File
+from service.errors import ArtifactRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact whose every file is what its manifest says. Golden and calibration arrays are loaded; graphs are not.
+
+    calibration holds `scores` (n,) float64 and `noise` (draws, latent_size) float32.
+    """
+
+    folder: Path
+    manifest: Manifest
+    golden: Arrays
+    calibration: Arrays | None
+
+    def path(self, graph: str) -> Path:
+        """Where a graph's file lies."""
+        return self.folder / self.manifest.graphs[graph].file
+
+    def graph(self, name: str) -> bytes:
+        """A graph's bytes, checked: what is opened is what was hashed, whatever becomes of the file."""
+        path = self.path(name)
+        return verify(path, self.manifest.files[path.name])
+
+
+def read(folder: Path) -> Artifact:
+    """Read an artifact and hold it to its manifest; ArtifactRefused says what is wrong with it."""
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise ArtifactRefused(f"{MANIFEST} can't be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ArtifactRefused(f"{MANIFEST}: {_first(error)}") from error
+    contents = {name: verify(folder / name, file) for name, file in manifest.files.items()}
+    golden = _arrays(GOLDEN, contents[GOLDEN])
+    calibration = _arrays(CALIBRATION, contents[CALIBRATION]) if manifest.calibration else None
+    artifact = Artifact(folder, manifest, golden, calibration)
+    _check_arrays(artifact)
+    return artifact
+
+
+def verify(path: Path, file: File) -> bytes:
+    """A file's bytes; refused when it is missing, a link, or not the bytes that the manifest lists."""
+    if path.is_symlink() or not path.is_file():
+        raise ArtifactRefused(f"{path.name} is listed in the manifest and is not a file in the folder")
+    content = path.read_bytes()
+    found = File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    if found != file:
+        difference = f"sha256 {found.sha256[:12]}… of {found.bytes} bytes, not {file.sha256[:12]}… of {file.bytes}"
+        raise ArtifactRefused(f"{path.name} is not the file that the manifest lists: {difference}")
+    return content
+
+
+def describe(path: Path) -> File:
+    """A file's size and SHA-256."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return File(sha256=digest, bytes=path.stat().st_size)
+
+
+def digest_rows(rows: Array) -> str:
+    """The SHA-256 of rows' shape, dtype and bytes; what a split is known by."""
+    rows = np.ascontiguousarray(rows)
+    head = f"{rows.dtype.str}{list(rows.shape)}".encode()
+    return hashlib.sha256(head + rows.tobytes()).hexdigest()
+
+
+def write(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    *,
+    replace: bool = False,
+) -> Manifest:
+    """Write a whole artifact, or nothing: into a folder beside it, which then takes its name.
+
+    manifest lacks `files`, which is made here. An existing folder is kept unless `replace`.
+    """
+    if folder.exists() and not replace:
+        raise FileExistsError(f"{folder} exists; versions are not overwritten")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
+        new = Path(scratch) / "artifact"
+        new.mkdir()
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+        listed = {name: describe(new / name).model_dump() for name in sorted(files)}
+        checked = Manifest.model_validate({**manifest, "files": listed})
+        (new / MANIFEST).write_bytes(dump(checked))
+        read(new)
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        new.rename(folder)
+    return checked
+
+
+def rewrite(artifact: Artifact, changes: Mapping[str, Any], files: Mapping[str, bytes]) -> Manifest:
+    """Write an artifact again with some of its manifest's fields and files changed, all or nothing."""
+    kept = {name: (artifact.folder / name).read_bytes() for name in artifact.manifest.files}
+    fields = artifact.manifest.model_dump(exclude={"files"})
+    return write(artifact.folder, {**fields, **changes}, {**kept, **files}, replace=True)
+
+
+def dump(manifest: Manifest) -> bytes:
+    """A manifest as the bytes of manifest.json."""
+    return (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def pack(arrays: Mapping[str, Array]) -> bytes:
+    """Arrays as the bytes of an npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]  # the stub has allow_pickle among them
+    return buffer.getvalue()
+
+
+def _arrays(name: str, content: bytes) -> Arrays:
+    """The arrays of an npz file; nothing in it is ever unpickled, and nothing but numbers is let in."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = {key: np.asarray(archive[key]) for key in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+        raise ArtifactRefused(f"{name} can't be read as arrays") from error
+    if any(array.dtype.kind not in "fiub" or not np.isfinite(array).all() for array in arrays.values()):
+        raise ArtifactRefused(f"{name} holds a value that isn't a finite number")
+    return arrays
+
+
+def _check_arrays(artifact: Artifact) -> None:
+    """Refuse golden or calibration arrays that don't fit the manifest."""
+    manifest = artifact.manifest
+    for graph in manifest.graphs.values():
+        names = [f"{graph.name}.{key}" for key in (*graph.rows, *([graph.bank] if graph.bank else []), *graph.outputs)]
+        if missing := [name for name in names if name not in artifact.golden]:
+            raise ArtifactRefused(f"{GOLDEN} lacks {', '.join(missing)}")
+        for name in names[: -len(graph.outputs)]:
+            _check_shape(name, artifact.golden[name], manifest)
+    if manifest.calibration is None or artifact.calibration is None:
+        return
+    shapes = {name: array.shape for name, array in artifact.calibration.items()}
+    wanted = {
+        "scores": (manifest.calibration.n,),
+        "noise": (manifest.calibration.draws, manifest.latent_size),
+    }
+    if shapes != wanted:
+        raise ArtifactRefused(f"{CALIBRATION} holds {shapes}, not {wanted}")
+
+
+def _check_shape(name: str, array: Array, manifest: Manifest) -> None:
+    """Refuse a golden input whose rows, latents or noise aren't of the manifest's shape."""
+    is_event = name.endswith(".x")
+    wanted = tuple(manifest.event_shape) if is_event else (manifest.latent_size,)
+    leading = array.ndim - len(wanted)
+    of_rows = name.endswith(".noise") or array.shape[:1] == (manifest.golden.rows,)
+    if (
+        leading < 1
+        or not of_rows
+        or array.shape[leading:] != wanted
+        or (is_event and array.dtype != manifest.event_dtype)
+    ):
+        raise ArtifactRefused(f"{GOLDEN}: {name} is {array.dtype} {list(array.shape)}, not what the manifest says")
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, on one line."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(step) for step in found["loc"])
+    return f"{where}: {found['msg']}" if where else found["msg"]

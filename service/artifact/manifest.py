@@ -1,0 +1,105 @@
+"""The manifest: what an artifact is, what its numbers mean, and what its files must be. Knows no folder."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from service.artifact.calibrated import Calibration
+from service.artifact.density import FAMILIES, Feature, Support
+from service.artifact.graphs import Graph, graphs
+from service.artifact.parts import File, Part, Positive
+from service.artifact.provenance import Golden, Parity, Training
+
+NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+FILE = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+MANIFEST, GOLDEN, CALIBRATION, CONFIG = "manifest.json", "golden.npz", "calibration.npz", "config.yaml"
+
+
+class Prior(Part):
+    """p(z), and the form of q(z|x)."""
+
+    family: Literal["standard_normal"] = "standard_normal"
+    posterior: Literal["diagonal_normal"] = "diagonal_normal"
+
+
+class Manifest(Part):
+    """What an artifact is, what its numbers mean, and what its files must be."""
+
+    format: Literal[1] = 1
+    name: Annotated[str, Field(pattern=NAME)]
+    version: Positive
+    description: str = ""
+    event_shape: Annotated[list[Positive], Field(min_length=1)]
+    event_dtype: Literal["uint8", "int32", "int64", "float32", "float64"]
+    latent_size: Positive
+    family: Literal["bernoulli", "discretised_logistic", "normal"]
+    parameters: list[str] = Field(description="the decoder's outputs besides `mean`, each of the event's shape")
+    mean: Literal["expectation", "location"] = Field(description="what the decoder's `mean` is of p(x|z)")
+    support: Support
+    base_measure: Literal["counting", "lebesgue"] = Field(description="what log p(x) is a mass or a density against")
+    units: str = Field(description="of the score: nats, of which mass or density, in which units of x")
+    features: list[Feature] | None = None
+    prior: Prior = Prior()
+    training: Training
+    parity: dict[str, Parity] = Field(description="by `graph.output`")
+    row_independence: str = Field(description="how it was checked that a row's numbers don't depend on its batch")
+    golden: Golden
+    calibration: Calibration | None = None
+    files: dict[Annotated[str, Field(pattern=FILE)], File]
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers an event is made of."""
+        return int(np.prod(self.event_shape))
+
+    @property
+    def discrete(self) -> bool:
+        """Whether p(x) is a mass."""
+        return self.base_measure == "counting"
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """The graphs of this artifact, by name."""
+        return graphs(tuple(self.parameters))
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        needed = {graph.file for graph in self.graphs.values()} | {GOLDEN}
+        if missing := (needed | {CALIBRATION} if self.calibration else needed) - self.files.keys():
+            raise ValueError(f"files lists no {', '.join(sorted(missing))}")
+        if self.features is not None and len(self.features) != self.dimensions:
+            raise ValueError(f"features names {len(self.features)} columns of {self.dimensions}")
+        if len({split.sha256 for split in self.training.splits.values()}) < 4:
+            raise ValueError("two splits are the same rows")
+        if (self.base_measure, self.support.kind, self.parameters) != (wanted := FAMILIES[self.family]):
+            raise ValueError(f"the family {self.family} has {wanted} for base measure, support and parameters")
+        if self.family == "bernoulli" and (self.support.lowest, self.support.highest, self.support.step) != (0, 1, 1):
+            raise ValueError("the family bernoulli has the levels 0 and 1")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_cover_every_output(self) -> Self:
+        outputs = {f"{graph.name}.{output}" for graph in self.graphs.values() for output in graph.outputs}
+        for name, named in (("golden.tolerance", self.golden.tolerance.keys()), ("parity", self.parity.keys())):
+            if named != outputs:
+                raise ValueError(f"{name} lacks or adds to the graphs' outputs: {', '.join(sorted(named ^ outputs))}")
+        if over := [name for name, parity in self.parity.items() if parity.error > parity.tolerance]:
+            raise ValueError(f"parity: {', '.join(over)} is past its own tolerance")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_is_of_this_model(self) -> Self:
+        facts, elbo = self.calibration, self.graphs["elbo"].file
+        if facts is None:
+            return self
+        for name in {elbo, *facts.graphs}:
+            if name not in self.files or facts.graphs.get(name) != self.files[name].sha256:
+                raise ValueError(f"the calibration was made with another {name}; calibrate again")
+        if facts.split != self.training.splits["calibration"].sha256:
+            raise ValueError("the calibration is of other rows than the split set aside for it")
+        if not abs(facts.smallest_p - 1 / (facts.n + 1)) <= 1e-12:
+            raise ValueError(f"calibration.smallest_p is not 1/(n+1) of {facts.n} rows")
+        return self

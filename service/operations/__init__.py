@@ -1,0 +1,35 @@
+"""Operations: what the service can do with a VAE, each said once. Knows nothing of HTTP.
+
+Rows are checked here, before they queue, so that one bad row never reaches its neighbours. An `Errand` goes along
+with each operation: it carries the deadline in and the clock readings out.
+"""
+
+from service.operations.errand import Errand
+from service.operations.latents import (
+    Encoding,
+    Samples,
+    decode,
+    decode_parameters,
+    decode_sample,
+    encode,
+    reconstruct,
+    sample,
+)
+from service.operations.rows import admit
+from service.operations.scores import Calibrated, Score, score
+
+__all__ = [
+    "Calibrated",
+    "Encoding",
+    "Errand",
+    "Samples",
+    "Score",
+    "admit",
+    "decode",
+    "decode_parameters",
+    "decode_sample",
+    "encode",
+    "reconstruct",
+    "sample",
+    "score",
+]

@@ -1,0 +1,45 @@
+"""Errand: what goes along with a request, and how work is cut so that neither memory nor the event loop is held up."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from service import noise
+from service.artifact import Arrays
+from service.models import Model
+
+T = TypeVar("T")
+
+PIECE = 8_388_608  # numbers that an operation holds at once between the engine and its answer; 64 MiB of float64
+INLINE = 65_536  # numbers that are worked on without leaving the event loop: well under a millisecond
+
+
+@dataclass(slots=True)
+class Errand:
+    """What goes along with a request: its deadline (the loop's clock) in, seconds queued and computed out."""
+
+    deadline: float = math.inf
+    queued: float = 0.0
+    computed: float = 0.0
+
+    async def ask(self, model: Model, graph: str, rows: Arrays, bank: noise.Bank | None = None) -> Arrays:
+        """Have one graph computed, and note how long it took."""
+        answer = await model.ask(graph, rows, bank=bank, deadline=self.deadline)
+        self.queued += answer.queued
+        self.computed += answer.computed
+        return answer.outputs
+
+
+def chunks(count: int, width: int) -> Iterator[slice]:
+    """Slices of `count` things of `width` numbers each, none holding more than PIECE numbers if it can be helped."""
+    step = max(1, PIECE // max(1, width))
+    return (slice(start, min(count, start + step)) for start in range(0, count, step))
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """Work on so many numbers: here if they are few, else on a thread."""
+    return work() if size <= INLINE else await asyncio.to_thread(work)

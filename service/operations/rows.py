@@ -1,0 +1,112 @@
+"""Rows: what a caller sent, checked before it queues, so that a bad row never reaches its neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.artifact import Array, Manifest, Support
+from service.errors import Fault, Invalid, invalid
+from service.operations.errand import off_loop
+
+
+async def admitted(inputs: Array, manifest: Manifest) -> Array:
+    """Rows as the graphs take them; see `admit`, which is done off the event loop where the rows are many."""
+    return await off_loop(inputs.size, lambda: admit(inputs, manifest))
+
+
+def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
+    """Rows as the graphs take them, C-ordered and of the event's dtype; Invalid says which value is wrong and why.
+
+    Fractions are rounded to a float event's precision; anything else must be exact in the event's dtype.
+    """
+    shape = tuple(manifest.event_shape)
+    if inputs.dtype.kind not in "iuf":
+        raise invalid(pointer, f"holds {inputs.dtype} where numbers are wanted")
+    if inputs.shape[1:] != shape:
+        raise invalid(pointer, f"has shape {_shape(inputs.shape)}; {manifest.name} takes {_shape(('n', *shape))}")
+    if len(inputs) == 0:
+        raise invalid(pointer, "holds 0 rows; send at least one")
+    _refuse(inputs, ~np.isfinite(inputs), pointer, "is not a finite number")
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = np.ascontiguousarray(inputs, dtype=manifest.event_dtype)
+    if x.dtype.kind == "f":
+        _refuse(inputs, ~np.isfinite(x), pointer, f"is past the range of {x.dtype}")
+        if inputs.dtype.kind in "iu":
+            _refuse(inputs, _moved(inputs, x), pointer, f"can't be held exactly by {x.dtype}")
+    else:
+        _refuse(inputs, x != inputs, pointer, _off_support(manifest.support))
+    _check_support(x, manifest.support, pointer)
+    return x
+
+
+def _moved(whole: Array, x: Array) -> Array:
+    """Where an integer's float is another number; one rounded up to past the integer's range has no way back."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray((x >= float(np.iinfo(whole.dtype).max) + 1.0) | (x.astype(whole.dtype) != whole))
+
+
+def _check_support(x: Array, support: Support, pointer: str) -> None:
+    """Refuse values that the likelihood gives no mass or density to."""
+    if support.kind == "real":
+        return
+    lowest, highest, step = float(support.lowest or 0), float(support.highest or 0), float(support.step or 1)
+    off = (x < lowest) | (x > highest)
+    if step != 1:
+        off |= (x - lowest) % step != 0
+    _refuse(x, off, pointer, _off_support(support))
+
+
+def _off_support(support: Support) -> str:
+    if support.kind == "real":
+        return "is not a whole number"
+    if (support.highest or 0) - (support.lowest or 0) == support.step:
+        return f"is off the likelihood's support: it takes {support.lowest:g} or {support.highest:g}"
+    return (
+        f"is off the likelihood's support: levels from {support.lowest:g} to {support.highest:g} "
+        f"in steps of {support.step:g}"
+    )
+
+
+def admit_latents(latents: Array, manifest: Manifest) -> Array:
+    """Latents as the decoder takes them: (rows, d) float32."""
+    if latents.dtype.kind not in "iuf":
+        raise invalid("/latents", f"holds {latents.dtype} where numbers are wanted")
+    if latents.ndim != 2 or latents.shape[1] != manifest.latent_size:
+        raise invalid(
+            "/latents",
+            f"has shape {_shape(latents.shape)}; {manifest.name} takes {_shape(('n', manifest.latent_size))}",
+        )
+    if len(latents) == 0:
+        raise invalid("/latents", "holds 0 rows; send at least one")
+    _refuse(latents, ~np.isfinite(latents), "/latents", "is not a finite number")
+    with np.errstate(over="ignore"):
+        z = np.ascontiguousarray(latents, np.float32)
+    _refuse(latents, ~np.isfinite(z), "/latents", "is past the range of float32")
+    return z
+
+
+def _refuse(values: Array, wrong: Array, pointer: str, reason: str, most: int = 8) -> None:
+    """Raise Invalid with the first wrong values, each by its place."""
+    if not wrong.any():
+        return
+    places = np.argwhere(wrong)
+    faults = [
+        Fault("/".join([pointer, *map(str, place)]), f"{_shown(values[tuple(place)])} {reason}")
+        for place in places[:most]
+    ]
+    if len(places) > most:
+        faults.append(Fault(pointer, f"and {len(places) - most} more values like these"))
+    raise Invalid(*faults)
+
+
+def _shape(shape: tuple[object, ...]) -> str:
+    """A shape as people write it.
+
+    >>> _shape(("n", 28, 28))
+    '[n, 28, 28]'
+    """
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, np.floating | float) else str(value)
