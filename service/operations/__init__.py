@@ -17,22 +17,26 @@ from service.operations.latents import (
     sample,
 )
 from service.operations.rows import admit
-from service.operations.scores import Calibrated, Score, score
+from service.operations.scores import Calibrated, Explanation, Score, Standing, measure, score, terms
 
 __all__ = [
     "Calibrated",
     "Encoding",
     "Errand",
     "Evidence",
+    "Explanation",
     "Samples",
     "Score",
+    "Standing",
     "admit",
     "decode",
     "decode_parameters",
     "decode_sample",
     "encode",
     "evidence_of",
+    "measure",
     "reconstruct",
     "sample",
     "score",
+    "terms",
 ]
