@@ -39,6 +39,7 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     elbo = found.manifest.graphs["elbo"].file
     facts = Calibration(
         n=len(scores),
+        complete=rows.dtype.kind != "f" or not bool(np.isnan(rows).any()),
         draws=DRAWS,
         seed=SEED,
         estimator=models.estimator(bank),
@@ -63,7 +64,7 @@ def hold_to_seed(bank: noise.Bank) -> None:
 def held_out_rows(manifest: Manifest) -> Rows:
     """The calibration split, made again from the run in the manifest and held to its digest."""
     run = config.check(manifest.training.config, f"{artifact.MANIFEST}: training.config")
-    dataset = data.load(run.data)
+    dataset = data.of(run)
     if dataset.digests["calibration"] != manifest.training.splits["calibration"]:
         raise Unusable(f"{run.data.name} no longer gives the rows that were set aside for calibration; fit again")
     return dataset.splits["calibration"]

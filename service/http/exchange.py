@@ -127,9 +127,10 @@ class Desk:
         event = tuple(model.manifest.event_shape)
         if operation.array == "latents":
             event = (model.manifest.latent_size,)
+        nulls = model.manifest.missing and operation.array == "inputs"
 
         def work() -> Body:
-            return parse(request, content, operation.array, self.limits, event)
+            return parse(request, content, operation.array, self.limits, event, nulls)
 
         if (header(request, "content-encoding") or "identity") == "identity":
             body = await off_loop(len(content), work)
@@ -226,8 +227,13 @@ async def read_body(request: Request, limit: int, held: Held) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def parse(request: Request, content: bytes, array: str | None, limits: Limits, event: tuple[int, ...]) -> Body:
-    """A body's fields and array, whatever form they came in; event is the shape of one of the array's rows."""
+def parse(
+    request: Request, content: bytes, array: str | None, limits: Limits, event: tuple[int, ...], nulls: bool = False
+) -> Body:
+    """A body's fields and array, whatever form they came in; event is the shape of one of the array's rows.
+
+    With nulls, a null in the array is a value that is missing.
+    """
     kind = wire.media_type(request.headers.get("content-type"))
     content = wire.decompress(content, header(request, "content-encoding"), limits.body_bytes)
     query = request.query_params
@@ -241,7 +247,7 @@ def parse(request: Request, content: bytes, array: str | None, limits: Limits, e
         raise invalid(pointer(next(iter(query))), f"with {wire.JSON} this belongs into the body, not into the query")
     if not content and array is None:
         return Body({}, None)
-    return wire.read_json(content, array, limits, event)
+    return wire.read_json(content, array, limits, event, nulls)
 
 
 def checked(fields: type[F], body: Body, array: str | None) -> F:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,12 @@ from service import calibration, noise, scoring
 from service.artifact import Array
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop
-from service.operations.rows import admitted
+from service.operations.rows import admitted, observed
 
 Doubles = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+INCOMPLETE = "rows with missing values have no p-value: the calibration rows are complete, so they are not comparable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,11 @@ async def score(
     bank = await model.bank(model.seed if seed is None else seed, draws or model.draws)
     outputs = await errand.ask(model, "elbo", {"x": x}, bank)
     bound = await off_loop(len(x) * bank.draws, lambda: scoring.bound(outputs["log_likelihood"], outputs["kl"], bank))
+    seen = await observed(x, model.manifest)
     facts, p = _stand(model, bank, bound.elbo)
-    bits = scoring.bits_per_dim(bound.elbo, model.manifest.dimensions) if model.manifest.discrete else None
+    if model.manifest.calibration and model.manifest.calibration.complete:
+        facts, p = _of_complete_rows(facts, p, seen == model.manifest.dimensions)
+    bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
     flags = None if p is None else [None if math.isnan(value) else value <= alpha for value in p.tolist()]
     features, latents = await _explain(model, x, bank, errand) if explain else (None, None)
     return Score(bound, bits, p, flags, facts, bank.seed, bank.draws, features, latents)
@@ -83,6 +89,13 @@ def _stand(model: Model, bank: noise.Bank, elbo: Doubles) -> tuple[Calibrated, D
         )
     p = None if reason else calibration.p_values(model.reference, elbo)
     return Calibrated(facts.n, facts.seed, facts.draws, model.reference.smallest_p, reason), p
+
+
+def _of_complete_rows(facts: Calibrated, p: Doubles | None, complete: Flags) -> tuple[Calibrated, Doubles | None]:
+    """p-values of complete rows alone: the reference rows are complete, and a row with holes is not one like them."""
+    if p is None or complete.all():
+        return facts, p
+    return replace(facts, reason=INCOMPLETE), np.where(complete, p, np.nan)
 
 
 async def _explain(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles]:
