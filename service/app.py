@@ -17,7 +17,7 @@ from service.batcher import BatchReport
 from service.door import Door
 from service.engine import Engine, Lanes, cores, open_engine
 from service.errors import Problem
-from service.http import catalogue, health, latents, openapi, samples, scores
+from service.http import catalogue, evidence, health, latents, openapi, samples, scores
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
 from service.http.telemetry import Telemetry
@@ -90,6 +90,7 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
         settings.max_rows,
         settings.max_draws,
         settings.max_row_draws,
+        settings.max_evidence_draws,
     )
     memory = Memory(settings.max_held_bytes)
     return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3)
@@ -97,7 +98,7 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
 
 def _add_routes(app: FastAPI, desk: Desk) -> None:
     tagged: dict[str, tuple[Operation[Any], ...]] = {
-        "scores": scores.OPERATIONS,
+        "scores": (*scores.OPERATIONS, *evidence.OPERATIONS),
         "latents": latents.OPERATIONS,
         "samples": samples.OPERATIONS,
     }

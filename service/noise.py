@@ -103,3 +103,34 @@ def normals(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def fresh_seed() -> int:
     """A seed from the system's entropy, below 2^53."""
     return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] % SEEDS)
+
+
+@lru_cache(maxsize=64)
+def sheet(
+    seed: int, purpose: tuple[int, ...], groups: int, size: int, latent_size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Uniforms (groups·size,) and standard normals (latent_size, groups·size) of independent Sobol scrambles.
+
+    Each group is one scramble of latent_size + 1 dimensions, the first of which is the uniform: whatever it chooses
+    is chosen as often as it should be. Different purposes of a seed are independent streams.
+
+    >>> [array.shape for array in sheet(0, (1,), 4, 10, 2)]
+    [(40,), (2, 40)]
+    """
+    from scipy.special import ndtri
+
+    scrambled = [_points(seed, (*purpose, group), size, latent_size + 1) for group in range(groups)]
+    points = np.ascontiguousarray(np.concatenate(scrambled).T)
+    uniform, normal = points[0], np.asarray(ndtri(points[1:]), np.float64)
+    uniform.setflags(write=False)
+    normal.setflags(write=False)
+    return uniform, normal
+
+
+def _points(seed: int, purpose: tuple[int, ...], size: int, width: int) -> NDArray[np.float64]:
+    """The first `size` points of an Owen-scrambled Sobol sequence, inside the unit cube; see `_scramble`."""
+    from scipy.stats import qmc
+
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=purpose))
+    sequence = qmc.Sobol(width, scramble=True, bits=30, rng=rng)
+    return np.asarray(sequence.random_base2(max(0, (size - 1).bit_length()))[:size] + 2.0**-31)

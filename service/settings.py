@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     max_json_depth: int = Field(64, ge=4, le=64, description="deepest nesting of a JSON body")
     max_rows: int = Field(4096, ge=1, description="rows in one request")
     max_draws: int = Field(4096, ge=1, description="draws a row in one request")
+    max_evidence_draws: int = Field(16_384, ge=1, description="decoder calls a row in one evidence request")
     max_row_draws: int = Field(1_048_576, ge=1, description="rows × draws in one request")
     timeout_ms: int = Field(30_000, ge=1, le=86_400_000, description="deadline of a request that names none")
     max_timeout_ms: int = Field(300_000, ge=1, le=86_400_000, description="longest deadline a request may name")

@@ -141,10 +141,10 @@ class Desk:
         request.scope["visit"].parse = time.perf_counter() - started
         return body
 
-    def count(self, visit: Visit, rows: Array, draws: int = 1) -> None:
-        """Hold a request to the limits, and note its rows."""
+    def count(self, visit: Visit, rows: Array, draws: int = 1, most: int | None = None) -> None:
+        """Hold a request to the limits, and note its rows; most is another limit for the draws."""
         visit.rows = len(rows) if rows.ndim else 0
-        self.limits.check(visit.rows, draws)
+        self.limits.check(visit.rows, draws, most)
 
     def _deadline(self, request: Request) -> float:
         """When the answer is late, in the loop's clock, counted from the request's headers."""

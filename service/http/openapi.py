@@ -274,5 +274,6 @@ def example(operation: str, model: Model) -> dict[str, Any]:
         "reconstruct": {"inputs": x},
         "sample": {"count": 2, "seed": 7},
         "score": {"inputs": x, "alpha": 0.05},
+        "evidence": {"inputs": x, "draws": 1024, "confidence": 0.95},
     }
     return bodies[operation]

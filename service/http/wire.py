@@ -39,13 +39,14 @@ class Limits:
     rows: int
     draws: int
     row_draws: int
+    evidence_draws: int = 16_384
 
-    def check(self, rows: int, draws: int = 1) -> None:
-        """TooLarge, naming the limit, where a request asks for more."""
+    def check(self, rows: int, draws: int = 1, most: int | None = None) -> None:
+        """TooLarge, naming the limit, where a request asks for more; most is another limit for the draws."""
         draws = max(1, draws)
         for found, limit, name in (
             (rows, self.rows, "rows"),
-            (draws, self.draws, "draws"),
+            (draws, most or self.draws, "draws"),
             (rows * draws, self.row_draws, "rows × draws"),
         ):
             if found > limit:

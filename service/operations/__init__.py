@@ -5,6 +5,7 @@ with each operation: it carries the deadline in and the clock readings out.
 """
 
 from service.operations.errand import Errand
+from service.operations.evidence import Evidence, evidence_of
 from service.operations.latents import (
     Encoding,
     Samples,
@@ -22,6 +23,7 @@ __all__ = [
     "Calibrated",
     "Encoding",
     "Errand",
+    "Evidence",
     "Samples",
     "Score",
     "admit",
@@ -29,6 +31,7 @@ __all__ = [
     "decode_parameters",
     "decode_sample",
     "encode",
+    "evidence_of",
     "reconstruct",
     "sample",
     "score",

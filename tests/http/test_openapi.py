@@ -12,7 +12,7 @@ from tests.kit import JSON, NPY, NPZ, Gate, House, configured, golden_rows, npy,
 
 pytestmark = pytest.mark.anyio
 
-OPERATIONS = ["encode", "decode", "reconstruct", "sample", "score"]
+OPERATIONS = ["encode", "decode", "reconstruct", "sample", "score", "evidence"]
 
 
 async def _page(house: House) -> dict[str, Any]:
@@ -105,6 +105,7 @@ QUERIES: dict[str, dict[str, Any]] = {
     "encode": {"draws": 2, "seed": 1},
     "decode": {"output": "sample", "seed": 1},
     "reconstruct": {"draws": 1, "seed": 1},
+    "evidence": {"draws": 600, "seed": 3, "confidence": 0.9},
     "score": {"draws": 16, "seed": 0, "alpha": 0.1, "explain": "true"},
 }
 

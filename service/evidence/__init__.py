@@ -1,0 +1,47 @@
+"""Evidence: log p(x) by adaptive importance sampling, from log p(x, z) alone. Pure NumPy; knows nothing of models.
+
+    p(x) = E_g[p(x, z) / g(z)]        g: a proposal fitted to the row's posterior by forward passes
+
+`steps` is the whole of it, as a generator: it yields draws, is sent log p(x, z) at them, and returns the estimate.
+Whoever computes log p(x, z), and where, is not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+import numpy as np
+
+from service.evidence.estimate import Estimate, estimate
+from service.evidence.plan import Plan, plan
+from service.evidence.proposal import Doubles, Singles, transposed
+from service.evidence.search import search
+
+__all__ = ["Estimate", "Plan", "estimate", "evaluate", "plan", "steps"]
+
+
+def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Generator[Singles, Doubles, Estimate]:
+    """The estimate for rows whose q has this mean and scale, (rows, d) each.
+
+    Yields draws (rows, draws, d) and is sent log p(x, z) at them, (rows, draws).
+    """
+    mean, scale = (np.ascontiguousarray(values, np.float64) for values in (mean, scale))
+    proposal = yield from search(mean, scale, plan)
+    draws = proposal.draw(*plan.estimate())
+    joint = yield draws
+    log_weights = np.asarray(joint, np.float64) - proposal.log_density(transposed(draws))
+    return estimate(log_weights, plan.groups, confidence)
+
+
+def evaluate(
+    joint: Callable[[Singles], Doubles], mean: Doubles, scale: Doubles, plan: Plan, confidence: float = 0.95
+) -> Estimate:
+    """The estimate with any function that gives log p(x, z), (rows, draws, d) → (rows, draws)."""
+    process = steps(mean, scale, plan, confidence)
+    draws = next(process)
+    while True:
+        try:
+            draws = process.send(joint(draws))
+        except StopIteration as done:
+            found: Estimate = done.value
+            return found

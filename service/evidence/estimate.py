@@ -1,0 +1,86 @@
+"""Estimate: log p(x) from draws and their weights, with its error, its diagnostic and a bound that is certain.
+
+Knows nothing of how the draws' proposal was found; only that it was found before they were made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.evidence import tails
+
+Doubles = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is known of each row's log p(x), in nats; every array is (rows,), NaN where it can't be given.
+
+    lower_bound is below log p(x) with at least the confidence asked for, over seeds. error is the standard error over
+    `groups` independent groups of draws, NaN where the row isn't reliable. effective_draws is of the smoothed weights.
+    """
+
+    log_evidence: Doubles
+    error: Doubles
+    groups: int
+    lower_bound: Doubles
+    pareto_k: Doubles
+    effective_draws: Doubles
+    reliable: Flags
+
+
+def estimate(log_weights: Doubles, groups: int, confidence: float) -> Estimate:
+    """The estimate from log p(x, z) − log q(z) at draws from q, (rows, draws), group after independent group."""
+    broken = np.asarray(~(log_weights < np.inf).all(-1))  # a draw without a number: nothing is certain of such a row
+    weights = np.where(np.isnan(log_weights), -np.inf, log_weights)
+    means = log_mean(np.ascontiguousarray(weights.reshape(len(weights), groups, -1)))  # (rows, groups)
+    found = log_mean(means)
+    smoothed, k = tails.smooth(weights)
+    reliable = (k < tails.threshold(weights.shape[1])) & np.isfinite(found) & ~broken
+    error = np.where(reliable, standard_error(means), np.nan)
+    return Estimate(
+        given(found, broken),
+        error,
+        groups,
+        given(certified(means, confidence), broken),
+        given(k, broken),
+        given(tails.effective(smoothed), broken),
+        reliable,
+    )
+
+
+def certified(means: Doubles, confidence: float) -> Doubles:
+    """A bound on log p(x) from log p̂ of M independent groups, (rows, M): min log p̂ − log(1/δ)/M, δ = 1 − confidence.
+
+    Each p̂ is unbiased and not negative, so by Markov's inequality p̂ ≥ p(x)/ε happens with probability ε at most, and
+    for all M at once with εᴹ at most (Gogate, Bidyuk, Dechter 2007). No variance needs to be finite.
+    """
+    return np.asarray(means.min(-1) + math.log1p(-confidence) / means.shape[-1])
+
+
+def standard_error(means: Doubles) -> Doubles:
+    """The jackknife's error of log mean exp of M groups, (rows, M) → (rows,); NaN for a single group."""
+    count = means.shape[-1]
+    if count < 2:
+        return np.full(len(means), np.nan)
+    without = np.stack([log_mean(np.delete(means, left, axis=-1)) for left in range(count)], axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(without.std(-1) * math.sqrt(count - 1.0))
+
+
+def log_mean(values: Doubles) -> Doubles:
+    """log mean exp over the last axis; −inf where all are."""
+    top = values.max(-1)
+    safe = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.asarray(safe + np.log(np.exp(values - safe[..., None]).mean(-1)))
+
+
+def given(values: Doubles, broken: Flags) -> Doubles:
+    """Values, and NaN for rows that have none."""
+    return np.where(broken, np.nan, values)
