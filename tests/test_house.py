@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "artifact", "noise", "families", "scoring", "calibration", "evidence"}
+LEAVES = {"errors", "artifact", "noise", "families", "scoring", "calibration", "evidence", "conditional"}
 # Who may import what inside the service, leaves aside. http → operations → models → batcher → engine.
 ARROWS = {
     "errors": set[str](),
@@ -20,6 +20,7 @@ ARROWS = {
     "scoring": {"noise"},
     "calibration": set[str](),
     "evidence": {"noise"},
+    "conditional": {"evidence"},
     "engine": LEAVES,
     "batcher": LEAVES | {"engine"},
     "models": LEAVES | {"engine", "batcher"},

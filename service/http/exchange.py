@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.artifact import Array
+from service.artifact import Array, Manifest
 from service.door import Door
 from service.errors import Fault, Invalid, Late, Malformed, Overloaded, TooLarge, Unknown, Unreadable, invalid, pointer
 from service.http import wire
@@ -45,6 +45,7 @@ class Operation(Generic[F]):
     """An operation as it is spoken to: its name, its fields, the array that comes beside them, and the work.
 
     answer and about are for its page: what it gives, and what the array is. The work's docstring is the page's text.
+    withheld says why a model doesn't offer it, and None where it does.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Operation(Generic[F]):
     work: Work[F]
     array: str | None = None
     about: str = ""
+    withheld: Callable[[Manifest], str | None] = lambda _manifest: None
 
 
 class Memory:
@@ -108,6 +110,8 @@ class Desk:
         visit.errand.deadline = self._deadline(request)
         form = wire.negotiate(header(request, "accept"))
         model = self._model(request, visit)
+        if reason := operation.withheld(model.manifest):
+            raise Unknown(reason)
         try:
             async with asyncio.timeout_at(visit.errand.deadline):
                 with self.memory.held() as held:

@@ -25,6 +25,7 @@ class Score(Fields):
     seed: int = Field(UNSAID, ge=0, lt=SEEDS, description="of the noise bank; default: as calibrated, else 0")
     alpha: float = Field(0.05, gt=0, lt=1, description="anomaly is p_value ≤ alpha")
     explain: bool = Field(False, description="also what each feature and each latent adds")
+    conditionals: bool = Field(False, description="also log p(x_j|x_−j) of each feature; ask for 256 draws or more")
 
 
 class CalibrationFacts(Fields):
@@ -53,6 +54,10 @@ class Scored(Answered):
     draws: int
     feature_log_likelihood: list[Any] | None = Field(None, description="[n, *event]; sums to log_likelihood")
     latent_kl: list[list[float]] | None = Field(None, description="[n, d]; sums to kl")
+    feature_conditional: list[Any] | None = Field(None, description="[n, *event]; log p(x_j|x_−j)")
+    feature_conditional_k: list[Any] | None = Field(
+        None, description="[n, *event]; above 0.7 rely on none of it; null where draws are too few to tell"
+    )
 
 
 async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visit) -> dict[str, Any]:
@@ -66,6 +71,7 @@ async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visi
         seed=asked.seed,
         alpha=asked.alpha,
         explain=asked.explain,
+        conditionals=asked.conditionals,
         errand=visit.errand,
     )
     visit.anomalies = sum(map(bool, found.anomaly or ()))
@@ -91,6 +97,8 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "bits_per_dim": found.bits_per_dim,
         "feature_log_likelihood": found.feature_log_likelihood,
         "latent_kl": found.latent_kl,
+        "feature_conditional": found.feature_conditional,
+        "feature_conditional_k": found.feature_conditional_k,
     }
     return fields | {name: array for name, array in optional.items() if array is not None}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import zstandard
 
 from service.artifact import Array
 from service.errors import Malformed, TooLarge, Unreadable, Unspeakable, invalid, pointer
+from service.http import text
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 FLOOR = 2**20  # numbers, and a quarter of that in arrays, that any body may hold
@@ -26,8 +26,6 @@ DIAGNOSED = 2**20  # bytes of a bad JSON body that are read again, slowly, to sa
 # Bytes of a compressed member that are looked at first. What follows a member's end is copied, so a window as long as
 # the body would make the work grow with the square of the number of members.
 WINDOW = 512
-# Text in JSON. Text without an end reaches to the body's, and nothing is tried twice: the search is linear.
-TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,22 +220,13 @@ def _holed(array: str, body: bytes, limits: Limits) -> Array:
 
     So large bodies are read as fast as those without, twice, and no number has to be kept for a mark.
     """
-    low, high = (_reread(array, _null_as(number, body), limits) for number in (b"0", b"1"))
+    low, high = (_reread(array, text.null_as(number, body), limits) for number in (b"0", b"1"))
     return np.where(low == high, low, np.nan)
 
 
 def _reread(array: str, body: bytes, limits: Limits) -> Array:
     document: Any = simdjson.Parser().parse(body)
     return _numbers(document[array], body, limits)
-
-
-def _null_as(number: bytes, body: bytes) -> bytes:
-    """The body, which is JSON, with a number for every null that isn't in text."""
-    parts, start = [], 0
-    for text in TEXT.finditer(body):
-        parts += [body[start : text.start()].replace(b"null", number), text.group()]
-        start = text.end()
-    return b"".join([*parts, body[start:].replace(b"null", number)])
 
 
 def _diagnose(
@@ -269,19 +258,8 @@ def _diagnose(
 
 
 def _check_depth(body: bytes, limits: Limits) -> None:
-    if _depth(body) > limits.json_depth:
+    if text.depth(body) > limits.json_depth:
         raise Malformed(f"the body is nested deeper than the limit of {limits.json_depth}")
-
-
-def _depth(body: bytes) -> int:
-    """How deep brackets nest, those in text aside."""
-    marks = np.frombuffer(TEXT.sub(b"", body), np.uint8)
-    deepest = depth = 0
-    for start in range(0, len(marks), 2**20):
-        part = marks[start : start + 2**20]
-        levels = depth + np.cumsum(np.isin(part, (0x5B, 0x7B)).astype(np.int32) - np.isin(part, (0x5D, 0x7D)))
-        deepest, depth = max(deepest, int(levels.max())), int(levels[-1])
-    return deepest
 
 
 def _no_constant(name: str) -> float:

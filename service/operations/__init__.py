@@ -6,6 +6,7 @@ with each operation: it carries the deadline in and the clock readings out.
 
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
+from service.operations.impute import Imputation, impute, pool
 from service.operations.latents import (
     Encoding,
     Samples,
@@ -24,6 +25,7 @@ __all__ = [
     "Encoding",
     "Errand",
     "Evidence",
+    "Imputation",
     "Samples",
     "Score",
     "admit",
@@ -32,6 +34,8 @@ __all__ = [
     "decode_sample",
     "encode",
     "evidence_of",
+    "impute",
+    "pool",
     "reconstruct",
     "sample",
     "score",

@@ -13,6 +13,7 @@ from service import calibration, noise, scoring
 from service.artifact import Array
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop
+from service.operations.left_out import left_out
 from service.operations.rows import admitted, observed
 
 Doubles = NDArray[np.float64]
@@ -37,7 +38,8 @@ class Score:
     """One bound a row with its error, what it is made of, and where it stands; all in nats, (rows,) float64.
 
     p_value and anomaly are None where the artifact isn't calibrated for this estimator. With explanations,
-    feature_log_likelihood (rows, *event) and latent_kl (rows, d) sum to log_likelihood and kl.
+    feature_log_likelihood (rows, *event) and latent_kl (rows, d) sum to log_likelihood and kl. With conditionals,
+    feature_conditional is log p(x_j|x_−j), and feature_conditional_k what its reliability is told by; (rows, *event).
     """
 
     bound: scoring.Bound
@@ -49,6 +51,8 @@ class Score:
     draws: int
     feature_log_likelihood: Doubles | None = None
     latent_kl: Doubles | None = None
+    feature_conditional: Doubles | None = None
+    feature_conditional_k: Doubles | None = None
 
 
 async def score(
@@ -59,6 +63,7 @@ async def score(
     seed: int | None = None,
     alpha: float = 0.05,
     explain: bool = False,
+    conditionals: bool = False,
     errand: Errand,
 ) -> Score:
     """The ELBO of each row, with its error, and its p-value among held-out rows."""
@@ -73,7 +78,8 @@ async def score(
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
     flags = None if p is None else [None if math.isnan(value) else value <= alpha for value in p.tolist()]
     features, latents = await _explain(model, x, bank, errand) if explain else (None, None)
-    return Score(bound, bits, p, flags, facts, bank.seed, bank.draws, features, latents)
+    alone = await left_out(model, x, bank, outputs["log_weight"], errand) if conditionals else (None, None)
+    return Score(bound, bits, p, flags, facts, bank.seed, bank.draws, features, latents, *alone)
 
 
 def _stand(model: Model, bank: noise.Bank, elbo: Doubles) -> tuple[Calibrated, Doubles | None]:
