@@ -17,7 +17,7 @@ from service.batcher import BatchReport
 from service.door import Door
 from service.engine import Engine, Lanes, cores, open_engine
 from service.errors import Problem
-from service.http import catalogue, evidence, health, latents, openapi, samples, scores
+from service.http import catalogue, evidence, health, impute, latents, openapi, samples, scores
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
 from service.http.telemetry import Telemetry
@@ -99,7 +99,7 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
 def _add_routes(app: FastAPI, desk: Desk) -> None:
     tagged: dict[str, tuple[Operation[Any], ...]] = {
         "scores": (*scores.OPERATIONS, *evidence.OPERATIONS),
-        "latents": latents.OPERATIONS,
+        "latents": (*latents.OPERATIONS, *impute.OPERATIONS),
         "samples": samples.OPERATIONS,
     }
     for tag, operations in tagged.items():

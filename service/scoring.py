@@ -70,6 +70,8 @@ def standard_error(means: Doubles) -> Doubles:
         return np.asarray(means.std(-1, ddof=1) / np.sqrt(count), np.float64)
 
 
-def bits_per_dim(elbo: Doubles, dimensions: int) -> Doubles:
-    """The bound as a code length, in bits a dimension; meaningful where p(x) is a mass."""
-    return np.asarray(-elbo / (dimensions * np.log(2.0)), np.float64)
+def bits_per_dim(elbo: Doubles, dimensions: int | NDArray[np.int64]) -> Doubles:
+    """The bound as a code length, in bits a dimension that was seen; NaN for a row of none. Meaningful of a mass."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = -elbo / (dimensions * np.log(2.0))
+    return np.asarray(np.where(np.greater(dimensions, 0), bits, np.nan), np.float64)

@@ -60,6 +60,29 @@ def address(models: Path) -> Iterator[str]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def holed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two models: `holed`, tiny's like but trained for missing values, its weights fresh, and tiny."""
+    from training import calibrate, config, data, export, vae
+    from training.fit import Fitted
+
+    folder = tmp_path_factory.mktemp("holed")
+    (folder / "tiny").symlink_to(kit.COMMITTED / "tiny")
+    plain = config.read(kit.ROOT / "configs" / "tiny.yaml").plain()
+    run = config.check({**plain, "name": "holed", "missing": {}}, "holed")
+    dataset = data.of(run)
+    fitted = Fitted(run, dataset, vae.build(run, dataset).eval().requires_grad_(False), [])
+    calibrate.calibrate(export.export(fitted, folder, say=lambda _: None))
+    return folder
+
+
+@pytest.fixture(scope="session")
+async def holed_house(holed: Path, anyio_backend: str) -> AsyncIterator[kit.House]:  # noqa: ARG001  its scope is needed
+    """The service on those two, in this process."""
+    async with kit.open_house(kit.configured(holed)) as opened:
+        yield opened
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """The same, to be spoilt."""

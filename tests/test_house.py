@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "artifact", "noise", "families", "scoring", "calibration", "anomaly", "evidence"}
+LEAVES = {"errors", "artifact", "noise", "families", "scoring", "anomaly", "calibration", "evidence", "conditional"}
 # Who may import what inside the service, leaves aside. http → operations → models → batcher → engine.
 ARROWS = {
     "errors": set[str](),
@@ -21,6 +21,7 @@ ARROWS = {
     "evidence": {"noise"},
     "anomaly": set[str](),
     "calibration": {"anomaly"},
+    "conditional": {"evidence"},
     "engine": LEAVES,
     "batcher": LEAVES | {"engine"},
     "models": LEAVES | {"engine", "batcher"},

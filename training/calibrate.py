@@ -42,6 +42,7 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     graphs = [found.manifest.graphs[name].file for name in ("elbo", "encoder", "terms")]
     facts = Calibration(
         n=len(rows),
+        complete=rows.dtype.kind != "f" or not bool(np.isnan(rows).any()),
         draws=DRAWS,
         seed=SEED,
         estimator=models.estimator(bank),
@@ -78,7 +79,7 @@ def hold_to_seed(bank: noise.Bank) -> None:
 def held_out(manifest: Manifest, split: data.SplitName) -> Rows:
     """A split that was set aside, made again from the run in the manifest and held to its digest."""
     run = config.check(manifest.training.config, f"{artifact.MANIFEST}: training.config")
-    dataset = data.load(run.data)
+    dataset = data.of(run)
     if dataset.digests[split] != manifest.training.splits[split]:
         raise Unusable(f"{run.data.name} no longer gives the rows that were set aside for {split}; fit again")
     return dataset.splits[split]

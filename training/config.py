@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.artifact import NAME
 
@@ -53,7 +53,10 @@ class BreastCancer(Part):
 
 
 class File(Part):
-    """Your own rows, in an .npy file: uint8 for levels 0…highest, or float64 for real values. Each is taken once."""
+    """Your own rows, in an .npy file: uint8 for levels 0…highest, or float64 for real values. Each is taken once.
+
+    A run with `missing` may have NaN for values that are absent.
+    """
 
     name: Literal["file"]
     path: str
@@ -117,6 +120,19 @@ class Optimiser(Part):
     patience: Size = 10
 
 
+class Missing(Part):
+    """Train for missing values: each row of each batch loses a share of them, uniform between `least` and `most`."""
+
+    least: Annotated[float, Field(ge=0, le=1)] = 0.0
+    most: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError("least is above most")
+        return self
+
+
 Data = Annotated[Mnist | Digits | BreastCancer | File, Field(discriminator="name")]
 Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
 Family = Annotated[Bernoulli | DiscretisedLogistic | Normal, Field(discriminator="family")]
@@ -132,6 +148,7 @@ class Run(Part):
     decoder: Network
     latent_size: Annotated[int, Field(ge=1, le=1024)]
     likelihood: Family
+    missing: Missing | None = None
     objective: Objective = Objective()
     optimiser: Optimiser = Optimiser()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import Feature, Split, Support, digest_rows
-from training import config
+from training import config, missing
 from training.config import Unusable
 
 Rows = NDArray[Any]
@@ -49,9 +49,28 @@ class DataSet:
         """What each split is known by."""
         return {name: Split(rows=len(rows), sha256=digest_rows(rows)) for name, rows in self.splits.items()}
 
+    def without_holes(self) -> DataSet:
+        """The same with every missing value filled in from its feature's distribution, split by split."""
+        fitted = self.splits["fit"]
+        return replace(self, splits={name: missing.filled(rows, fitted) for name, rows in self.splits.items()})
+
+    def with_room(self) -> DataSet:
+        """The same in a dtype that can say that a value is missing."""
+        return replace(self, splits={name: missing.floating(rows) for name, rows in self.splits.items()})
+
+
+def of(run: config.Run) -> DataSet:
+    """The data set of a run, which may have missing values where the run is trained for them."""
+    dataset = load(run.data)
+    if run.missing:
+        return dataset.with_room()
+    if any(np.isnan(rows).any() for rows in dataset.splits.values() if rows.dtype.kind == "f"):
+        raise Unusable("data: holds NaN, a value that is missing; say `missing: {}` to train for that")
+    return dataset
+
 
 def load(wanted: config.Data) -> DataSet:
-    """The data set that a run names; Unusable where it can't be had."""
+    """The data set that is named; Unusable where it can't be had."""
     match wanted:
         case config.Mnist():
             return mnist(wanted)
@@ -127,7 +146,7 @@ def file(wanted: config.File) -> DataSet:
             raise Unusable(f"{wanted.path}: holds the level {rows.max()}, above the highest of {highest}")
         support = levels(highest)
     elif rows.dtype == np.float64:
-        if not np.isfinite(rows).all():
+        if np.isinf(rows).any():
             raise Unusable(f"{wanted.path}: holds a value that isn't a finite number")
         support = Support(kind="real", lowest=None, highest=None, step=None)
     else:

@@ -22,7 +22,7 @@ from torch import nn
 from service import artifact, noise, scoring
 from service.artifact import Arrays, Golden, Graph, Parity, Training
 from service.errors import ArtifactRefused
-from training import config, graphs, independence, objective
+from training import config, graphs, independence, missing, objective
 from training.config import Unusable
 from training.fit import Fitted
 from training.vae import VAE
@@ -177,13 +177,22 @@ def _feeds(graph: Graph, fitted: Fitted, rows: int, draws: int, split: str) -> A
     x = fitted.data.splits[split]  # type: ignore[index]  # one of the four names
     latent_size = fitted.run.latent_size
     every: Arrays = {
-        "x": x[np.arange(rows) % len(x)],
+        "x": _holed(x[np.arange(rows) % len(x)], fitted),
         "z": noise.normals(1, (rows, draws, latent_size) if graph.drawn else (rows, latent_size)),
     }
     feeds = {name: every[name] for name in graph.rows}
     if graph.bank:
         feeds[graph.bank] = np.array(noise.bank(CALIBRATED_SEED, draws, latent_size).noise)
     return feeds
+
+
+def _holed(rows: Array, fitted: Fitted) -> Array:
+    """Rows as the model may be sent: if it takes missing values, every other row has some, and the last has nothing."""
+    if not fitted.run.missing:
+        return rows
+    holes = missing.punch(rows, config.Missing(most=0.9), np.random.default_rng(0))
+    holes[::2], holes[-1] = rows[::2], np.nan
+    return holes
 
 
 def doubled(fitted: Fitted) -> VAE:
@@ -252,6 +261,7 @@ def _manifest(
         "family": likelihood.family,
         "parameters": list(likelihood.parameter_names),
         "mean": "expectation",
+        "missing": run.missing is not None,
         "support": data.support,
         "base_measure": likelihood.base_measure,
         "units": likelihood.units,

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from service import noise
-from training import config, data, objective, picture, vae
+from training import config, data, missing, objective, picture, vae
 from training.config import Run, Unusable
 from training.data import DataSet
 from training.vae import VAE
@@ -67,14 +67,20 @@ class Module(lightning.LightningModule):
         self.register_buffer("bank", torch.tensor(noise.bank(run.seed, HELD_OUT_DRAWS, run.latent_size).noise))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The fitted rows in an order that the seed and the epoch alone decide."""
+        """The fitted rows in an order, and with values taken out, that the seed and the epoch alone decide."""
+        generator = np.random.default_rng([self.run.seed, self.current_epoch])
         rows = self.dataset.splits["fit"]
-        order = np.random.default_rng([self.run.seed, self.current_epoch]).permutation(len(rows))
-        return DataLoader(TensorDataset(torch.from_numpy(rows[order])), self.run.optimiser.batch_size)
+        rows = rows[generator.permutation(len(rows))]
+        if self.run.missing:
+            rows = missing.punch(rows, self.run.missing, generator)
+        return DataLoader(TensorDataset(torch.from_numpy(rows)), self.run.optimiser.batch_size)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The rows that decide when to stop."""
-        return DataLoader(TensorDataset(torch.from_numpy(self.dataset.splits["validation"])), 250)
+        """The rows that decide when to stop; with values missing as in training, the same ones in every epoch."""
+        rows = self.dataset.splits["validation"]
+        if self.run.missing:
+            rows = missing.punch(rows, self.run.missing, np.random.default_rng(self.run.seed))
+        return DataLoader(TensorDataset(torch.from_numpy(rows)), 250)
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         """−(E_q[log p(x|z)] − β·KL), one draw a row, in nats."""
@@ -169,7 +175,7 @@ class Bar(Callback):
 
 def fit(run: Run, folder: Path, *, resume: bool = False, console: Console | None = None) -> Fitted:
     """Fit a run into its folder; with `resume`, from the last whole epoch. Unusable where that can't be."""
-    module = Module(run, data.load(run.data))
+    module = Module(run, data.of(run))
     last = _begin(run, folder, resume)
     bar = Bar(run, console or Console(quiet=True))
     trainer = _trainer(run, folder, bar)
@@ -179,7 +185,7 @@ def fit(run: Run, folder: Path, *, resume: bool = False, console: Console | None
         trainer.fit(module, ckpt_path=last, weights_only=True)
     fitted = load(folder)
     (folder / METRICS).write_text(json.dumps(module.figures, indent=1) + "\n")
-    picture.draw(fitted.vae, fitted.run, fitted.data, module.figures, folder / PICTURE)
+    picture.draw(fitted.vae, fitted.run, fitted.data.without_holes(), module.figures, folder / PICTURE)
     return fitted
 
 
@@ -187,7 +193,7 @@ def load(folder: Path) -> Fitted:
     """The fitted model in a run's folder, on the data that it was fitted to."""
     checkpoint = _read(folder / BEST)
     run = config.check(checkpoint["run"], str(folder / BEST))
-    dataset = data.load(run.data)
+    dataset = data.of(run)
     if {name: part.sha256 for name, part in dataset.digests.items()} != checkpoint["splits"]:
         raise Unusable(f"{folder}: was fitted to other rows than {run.data.name} now gives; fit again")
     fresh = vae.build(run, dataset)

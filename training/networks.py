@@ -36,11 +36,13 @@ class DiagonalNormal:
 
 
 class Encoder(nn.Module):
-    """Standardised x, (rows, D) → q(z|x)."""
+    """Standardised x, (rows, channels·D) → q(z|x). With two channels the second says which values are seen."""
 
-    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int) -> None:
+    def __init__(
+        self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, channels: int = 1
+    ) -> None:
         super().__init__()
-        self.body = _encoder_body(wanted, event_shape, 2 * latent_size)
+        self.body = _encoder_body(wanted, event_shape, 2 * latent_size, channels)
 
     def forward(self, x: Tensor) -> DiagonalNormal:
         """The posterior, its log scale softly bounded."""
@@ -62,13 +64,13 @@ class Decoder(nn.Module):
         return heads
 
 
-def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int) -> nn.Sequential:
-    size = int(torch.Size(event_shape).numel())
+def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int, channels: int) -> nn.Sequential:
+    size = channels * int(torch.Size(event_shape).numel())
     if isinstance(wanted, config.Mlp):
         return _dense([size, *wanted.sizes, out])
     height, width = _smallest(event_shape, len(wanted.sizes))
-    halving: list[nn.Module] = [nn.Unflatten(1, (1, *event_shape))]
-    for before, after in itertools.pairwise((1, *wanted.sizes)):
+    halving: list[nn.Module] = [nn.Unflatten(1, (channels, *event_shape))]
+    for before, after in itertools.pairwise((channels, *wanted.sizes)):
         halving += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*halving, nn.Flatten(), *_dense([wanted.sizes[-1] * height * width, wanted.dense, out]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training import likelihoods
+from training import likelihoods, missing
 from training.config import Run
 from training.data import DataSet
 from training.likelihoods import Likelihood, Parameters
@@ -13,12 +13,28 @@ from training.networks import Decoder, DiagonalNormal, Encoder
 
 
 class VAE(nn.Module):
-    """q(z|x), p(x|z) and the prior p(z) = N(0, I). x: (rows, *event); z: (rows, d)."""
+    """q(z|x), p(x|z) and the prior p(z) = N(0, I). x: (rows, *event); z: (rows, d).
+
+    With a stand-in, one value a feature on the support, (D,), values of x may be missing: NaN. The encoder then sees
+    0 there and beside it which values it sees, and the likelihood's terms of missing values are exactly 0, so
+
+        E_q[Σ_observed log p(x_j|z)] − KL(q(z|x_observed) ‖ p(z)) ≤ log p(x_observed)
+
+    (MIWAE: Mattei & Frellsen 2019), for p(x_observed) is p(x) with the factors of the others integrated to 1.
+    """
+
+    stand_in: Tensor | None
 
     def __init__(
-        self, encoder: Encoder, decoder: Decoder, likelihood: Likelihood, event_shape: tuple[int, ...]
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        likelihood: Likelihood,
+        event_shape: tuple[int, ...],
+        stand_in: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("stand_in", stand_in)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.event_shape = event_shape
 
@@ -29,7 +45,11 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor) -> DiagonalNormal:
         """q(z|x)."""
-        q: DiagonalNormal = self.encoder(self.likelihood.standardised(x.flatten(1), self.dtype))
+        filled, seen = self._without_holes(x)
+        standard = self.likelihood.standardised(filled, self.dtype)
+        if seen is not None:
+            standard = torch.cat((torch.where(seen, standard, 0.0), seen.to(self.dtype)), -1)
+        q: DiagonalNormal = self.encoder(standard)
         return q
 
     def parameters_at(self, z: Tensor) -> Parameters:
@@ -37,24 +57,38 @@ class VAE(nn.Module):
         return self.likelihood.parameters_of(self.decoder(z.to(self.dtype)))
 
     def feature_log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x_j|z) of each number of x at each of its draws, z (rows, k, d) → (rows, k, D), float64."""
+        """log p(x_j|z) of each number of x at each of its draws, z (rows, k, d) → (rows, k, D), float64.
+
+        Exactly 0 where x_j is missing.
+        """
         rows, draws, latent_size = z.shape
         parameters = self.parameters_at(z.reshape(rows * draws, latent_size))
         each = {name: _per_draw(value, rows, draws) for name, value in parameters.items()}
-        return self.likelihood.log_prob(x.flatten(1).unsqueeze(1), each)
+        filled, seen = self._without_holes(x)
+        terms = self.likelihood.log_prob(filled.unsqueeze(1), each)
+        return terms if seen is None else torch.where(seen.unsqueeze(1), terms, 0.0)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), z (rows, k, d) → (rows, k), float64."""
         return likelihoods.total(self.feature_log_likelihood(x, z))
 
+    def _without_holes(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Flat rows with the stand-in where a value is missing, and which are seen; None where all must be."""
+        flat = x.flatten(1)
+        if self.stand_in is None:
+            return flat, None
+        seen = ~torch.isnan(flat)
+        return torch.where(seen, flat, self.stand_in), seen
+
 
 def build(run: Run, data: DataSet) -> VAE:
     """A VAE with fresh weights, the same for the same seed; Unusable where the run's parts don't go together."""
     torch.manual_seed(run.seed)
-    likelihood = likelihoods.build(run.likelihood, data)
-    encoder = Encoder(run.encoder, data.event_shape, run.latent_size)
+    likelihood = likelihoods.build(run.likelihood, data.without_holes())
+    stand_in = torch.from_numpy(missing.stand_in(data.splits["fit"]).reshape(-1)) if run.missing else None
+    encoder = Encoder(run.encoder, data.event_shape, run.latent_size, channels=1 if stand_in is None else 2)
     decoder = Decoder(run.decoder, data.event_shape, run.latent_size, likelihood.heads)
-    return VAE(encoder, decoder, likelihood, data.event_shape)
+    return VAE(encoder, decoder, likelihood, data.event_shape, stand_in)
 
 
 def _per_draw(value: Tensor, rows: int, draws: int) -> Tensor:

@@ -36,6 +36,7 @@ class Calibration(Part):
     """
 
     n: Positive
+    complete: bool = Field(True, description="whether none of the rows that were scored has a missing value")
     draws: Positive
     seed: Annotated[int, Field(ge=0)]
     score: Literal["elbo"] = Field("elbo", description="of the array `scores`")

@@ -56,7 +56,7 @@ def read(folder: Path) -> Artifact:
     except ValidationError as error:
         raise ArtifactRefused(f"{MANIFEST}: {_first(error)}") from error
     contents = {name: verify(folder / name, file) for name, file in manifest.files.items()}
-    golden = _arrays(GOLDEN, contents[GOLDEN])
+    golden = _arrays(GOLDEN, contents[GOLDEN], manifest.missing)
     calibration = _arrays(CALIBRATION, contents[CALIBRATION]) if manifest.calibration else None
     artifact = Artifact(folder, manifest, golden, calibration)
     _check_arrays(artifact)
@@ -137,15 +137,20 @@ def pack(arrays: Mapping[str, Array]) -> bytes:
     return buffer.getvalue()
 
 
-def _arrays(name: str, content: bytes) -> Arrays:
-    """The arrays of an npz file; nothing in it is ever unpickled, and nothing but numbers is let in."""
+def _arrays(name: str, content: bytes, holes: bool = False) -> Arrays:
+    """The arrays of an npz file; nothing in it is ever unpickled, and nothing but numbers is let in.
+
+    With holes, rows of x may have missing values: NaN.
+    """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
         raise ArtifactRefused(f"{name} can't be read as arrays") from error
-    if any(array.dtype.kind not in "fiub" or not np.isfinite(array).all() for array in arrays.values()):
-        raise ArtifactRefused(f"{name} holds a value that isn't a finite number")
+    for key, array in arrays.items():
+        absent = np.isnan(array) if holes and key.endswith(".x") and array.dtype.kind == "f" else False
+        if array.dtype.kind not in "fiub" or not (np.isfinite(array) | absent).all():
+            raise ArtifactRefused(f"{name} holds a value that isn't a finite number")
     return arrays
 
 

@@ -41,6 +41,7 @@ class Manifest(Part):
     support: Support
     base_measure: Literal["counting", "lebesgue"] = Field(description="what log p(x) is a mass or a density against")
     units: str = Field(description="of the score: nats, of which mass or density, in which units of x")
+    missing: bool = Field(False, description="whether values of x may be missing (NaN): the model was trained for it")
     features: list[Feature] | None = None
     prior: Prior = Prior()
     training: Training
@@ -68,8 +69,10 @@ class Manifest(Part):
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
         needed = {graph.file for graph in self.graphs.values()} | {GOLDEN}
-        if missing := (needed | {CALIBRATION} if self.calibration else needed) - self.files.keys():
-            raise ValueError(f"files lists no {', '.join(sorted(missing))}")
+        if lacking := (needed | {CALIBRATION} if self.calibration else needed) - self.files.keys():
+            raise ValueError(f"files lists no {', '.join(sorted(lacking))}")
+        if self.missing and not self.event_dtype.startswith("float"):
+            raise ValueError(f"missing: {self.event_dtype} can't say that a value is absent; float32 and float64 can")
         if self.features is not None and len(self.features) != self.dimensions:
             raise ValueError(f"features names {len(self.features)} columns of {self.dimensions}")
         if len({split.sha256 for split in self.training.splits.values()}) < 4:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.artifact import Array
+from service.artifact import Array, Manifest
 from service.door import Door
 from service.errors import Fault, Invalid, Late, Malformed, Overloaded, TooLarge, Unknown, Unreadable, invalid, pointer
 from service.http import wire
@@ -45,6 +45,7 @@ class Operation(Generic[F]):
     """An operation as it is spoken to: its name, its fields, the array that comes beside them, and the work.
 
     answer and about are for its page: what it gives, and what the array is. The work's docstring is the page's text.
+    withheld says why a model doesn't offer it, and None where it does.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Operation(Generic[F]):
     work: Work[F]
     array: str | None = None
     about: str = ""
+    withheld: Callable[[Manifest], str | None] = lambda _manifest: None
 
 
 class Memory:
@@ -108,6 +110,8 @@ class Desk:
         visit.errand.deadline = self._deadline(request)
         form = wire.negotiate(header(request, "accept"))
         model = self._model(request, visit)
+        if reason := operation.withheld(model.manifest):
+            raise Unknown(reason)
         try:
             async with asyncio.timeout_at(visit.errand.deadline):
                 with self.memory.held() as held:
@@ -127,9 +131,10 @@ class Desk:
         event = tuple(model.manifest.event_shape)
         if operation.array == "latents":
             event = (model.manifest.latent_size,)
+        nulls = model.manifest.missing and operation.array == "inputs"
 
         def work() -> Body:
-            return parse(request, content, operation.array, self.limits, event)
+            return parse(request, content, operation.array, self.limits, event, nulls)
 
         if (header(request, "content-encoding") or "identity") == "identity":
             body = await off_loop(len(content), work)
@@ -226,8 +231,13 @@ async def read_body(request: Request, limit: int, held: Held) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def parse(request: Request, content: bytes, array: str | None, limits: Limits, event: tuple[int, ...]) -> Body:
-    """A body's fields and array, whatever form they came in; event is the shape of one of the array's rows."""
+def parse(
+    request: Request, content: bytes, array: str | None, limits: Limits, event: tuple[int, ...], nulls: bool = False
+) -> Body:
+    """A body's fields and array, whatever form they came in; event is the shape of one of the array's rows.
+
+    With nulls, a null in the array is a value that is missing.
+    """
     kind = wire.media_type(request.headers.get("content-type"))
     content = wire.decompress(content, header(request, "content-encoding"), limits.body_bytes)
     query = request.query_params
@@ -241,7 +251,7 @@ def parse(request: Request, content: bytes, array: str | None, limits: Limits, e
         raise invalid(pointer(next(iter(query))), f"with {wire.JSON} this belongs into the body, not into the query")
     if not content and array is None:
         return Body({}, None)
-    return wire.read_json(content, array, limits, event)
+    return wire.read_json(content, array, limits, event, nulls)
 
 
 def checked(fields: type[F], body: Body, array: str | None) -> F:

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from service.artifact import Array
 from service.errors import Unavailable
 from service.http.exchange import Desk, Operation
 from service.http.telemetry import Visit
@@ -222,7 +223,8 @@ def _parameters(path: str, models: Models) -> list[dict[str, Any]]:
 
 async def _exemplify(post: dict[str, Any], operation: Operation[Any], answers: Answers, deadline: float) -> None:
     """Give an operation a body for each model small enough to show, and what the smallest answers to its own."""
-    shown = [model for model in answers.desk.models.all() if model.manifest.dimensions <= MOST_SHOWN]
+    offered = [model for model in answers.desk.models.all() if not operation.withheld(model.manifest)]
+    shown = [model for model in offered if model.manifest.dimensions <= MOST_SHOWN]
     if not shown:
         return
     shown.sort(key=lambda model: model.manifest.dimensions)
@@ -257,7 +259,7 @@ class Answers:
 async def _answer(operation: Operation[Any], model: Model, desk: Desk, deadline: float) -> Any:
     """What a model answers to its own example."""
     fields = example(operation.name, model)
-    rows = np.array(fields.pop(operation.array)) if operation.array else None
+    rows = np.array(fields.pop(operation.array), np.float64) if operation.array else None  # null becomes NaN
     asked = operation.fields.model_validate(fields)
     visit = Visit("example", time.perf_counter(), errand=Errand(deadline))
     found = await operation.work(desk, model, asked, rows, visit)
@@ -266,7 +268,7 @@ async def _answer(operation: Operation[Any], model: Model, desk: Desk, deadline:
 
 
 def example(operation: str, model: Model) -> dict[str, Any]:
-    """A body that a model answers: its first golden row."""
+    """A body that a model answers: its first golden row, and to impute the second, which has holes."""
     x, z = model.golden["encoder.x"][:1].tolist(), model.golden["decoder.z"][:1].tolist()
     bodies: dict[str, dict[str, Any]] = {
         "encode": {"inputs": x, "draws": 2, "seed": 1},
@@ -274,6 +276,14 @@ def example(operation: str, model: Model) -> dict[str, Any]:
         "reconstruct": {"inputs": x},
         "sample": {"count": 2, "seed": 7},
         "score": {"inputs": x, "alpha": 0.05},
+        "impute": {"inputs": _with_nulls(model.golden["encoder.x"][1:2]), "draws": 2, "seed": 1},
         "evidence": {"inputs": x, "draws": 1024, "confidence": 0.95},
     }
     return bodies[operation]
+
+
+def _with_nulls(rows: Array) -> Any:
+    """Rows as JSON has them, null where a value is missing."""
+    with_nulls = rows.astype(object)
+    with_nulls[np.isnan(rows)] = None
+    return with_nulls.tolist()

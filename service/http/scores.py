@@ -39,6 +39,7 @@ class Score(Fields):
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="of the correction")
     explain: bool = Field(False, description="also what each feature and each latent adds")
+    conditionals: bool = Field(False, description="also log p(x_j|x_−j) of each feature; ask for 256 draws or more")
 
 
 class CalibrationFacts(Fields):
@@ -83,6 +84,10 @@ class Scored(Answered):
     )
     latent_deviation: list[list[float]] | None = Field(None, description="[n, d]; the same of latent_kl")
     feature_names: list[str] | None = Field(None, description="the columns, where the manifest names them")
+    feature_conditional: list[Any] | None = Field(None, description="[n, *event]; log p(x_j|x_−j)")
+    feature_conditional_k: list[Any] | None = Field(
+        None, description="[n, *event]; above 0.7 rely on none of it; null where draws are too few to tell"
+    )
 
 
 async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visit) -> dict[str, Any]:
@@ -101,6 +106,7 @@ async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visi
         correction=asked.correction,
         confidence=asked.confidence,
         explain=asked.explain,
+        conditionals=asked.conditionals,
         errand=visit.errand,
     )
     visit.anomalies = sum(map(bool, found.anomaly or ()))
@@ -123,7 +129,12 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "seed": found.seed,
         "draws": found.draws,
     }
-    optional = {"bits_per_dim": found.bits_per_dim, **_explained(found.explanation)}
+    optional = {
+        "bits_per_dim": found.bits_per_dim,
+        **_explained(found.explanation),
+        "feature_conditional": found.feature_conditional,
+        "feature_conditional_k": found.feature_conditional_k,
+    }
     return fields | {name: array for name, array in optional.items() if array is not None}
 
 

@@ -6,6 +6,7 @@ with each operation: it carries the deadline in and the clock readings out.
 
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
+from service.operations.impute import Imputation, impute, pool
 from service.operations.latents import (
     Encoding,
     Samples,
@@ -25,6 +26,7 @@ __all__ = [
     "Errand",
     "Evidence",
     "Explanation",
+    "Imputation",
     "Samples",
     "Score",
     "Standing",
@@ -34,7 +36,9 @@ __all__ = [
     "decode_sample",
     "encode",
     "evidence_of",
+    "impute",
     "measure",
+    "pool",
     "reconstruct",
     "sample",
     "score",

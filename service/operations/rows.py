@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.artifact import Array, Manifest, Support
 from service.errors import Fault, Invalid, invalid
@@ -17,6 +18,7 @@ async def admitted(inputs: Array, manifest: Manifest) -> Array:
 def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
     """Rows as the graphs take them, C-ordered and of the event's dtype; Invalid says which value is wrong and why.
 
+    NaN is a missing value, taken where the model was trained for it.
     Fractions are rounded to a float event's precision; anything else must be exact in the event's dtype.
     """
     shape = tuple(manifest.event_shape)
@@ -26,17 +28,33 @@ def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
         raise invalid(pointer, f"has shape {_shape(inputs.shape)}; {manifest.name} takes {_shape(('n', *shape))}")
     if len(inputs) == 0:
         raise invalid(pointer, "holds 0 rows; send at least one")
-    _refuse(inputs, ~np.isfinite(inputs), pointer, "is not a finite number")
+    absent = np.isnan(inputs)
+    if manifest.missing:
+        _refuse(inputs, np.isinf(inputs), pointer, "is not a finite number")
+    else:
+        reason = f"is not a finite number{_untrained(manifest) if absent.any() else ''}"
+        _refuse(inputs, ~np.isfinite(inputs), pointer, reason)
     with np.errstate(over="ignore", invalid="ignore"):
         x = np.ascontiguousarray(inputs, dtype=manifest.event_dtype)
     if x.dtype.kind == "f":
-        _refuse(inputs, ~np.isfinite(x), pointer, f"is past the range of {x.dtype}")
+        _refuse(inputs, np.isinf(x), pointer, f"is past the range of {x.dtype}")
         if inputs.dtype.kind in "iu":
             _refuse(inputs, _moved(inputs, x), pointer, f"can't be held exactly by {x.dtype}")
     else:
         _refuse(inputs, x != inputs, pointer, _off_support(manifest.support))
     _check_support(x, manifest.support, pointer)
     return x
+
+
+async def observed(x: Array, manifest: Manifest) -> NDArray[np.int64]:
+    """How many values of each row are there; (rows,)."""
+    if not manifest.missing:
+        return np.full(len(x), manifest.dimensions)
+    return await off_loop(x.size, lambda: np.isfinite(x).reshape(len(x), -1).sum(1))
+
+
+def _untrained(manifest: Manifest) -> str:
+    return f", and {manifest.name} was not trained for missing values"
 
 
 def _moved(whole: Array, x: Array) -> Array:
@@ -51,8 +69,8 @@ def _check_support(x: Array, support: Support, pointer: str) -> None:
         return
     lowest, highest, step = float(support.lowest or 0), float(support.highest or 0), float(support.step or 1)
     off = (x < lowest) | (x > highest)
-    if step != 1:
-        off |= (x - lowest) % step != 0
+    if step != 1 or x.dtype.kind == "f":
+        off |= ((x - lowest) % step != 0) & ~np.isnan(x)
     _refuse(x, off, pointer, _off_support(support))
 
 

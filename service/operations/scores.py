@@ -11,12 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import anomaly, calibration, noise, scoring
-from service.artifact import Array
+from service.artifact import Array, Manifest
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop
-from service.operations.rows import admitted
+from service.operations.left_out import left_out
+from service.operations.rows import admitted, observed
 
 Doubles = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+INCOMPLETE = "rows with missing values have no p-value: the calibration rows are complete, so they are not comparable"
 
 UNCALIBRATED = "the artifact is not calibrated: python -m training calibrate"
 
@@ -78,7 +82,8 @@ class Score:
     """One bound a row with its error, what it is made of, and where it stands; all in nats, (rows,) float64.
 
     scores are all that can be had, by name. p_value and anomaly are of the score that the artifact's calibration names,
-    and None where the artifact isn't calibrated for this estimator.
+    and None where the artifact isn't calibrated for this estimator. With conditionals, feature_conditional is
+    log p(x_j|x_−j), and feature_conditional_k what its reliability is told by; (rows, *event).
     """
 
     bound: scoring.Bound
@@ -90,6 +95,8 @@ class Score:
     seed: int
     draws: int
     explanation: Explanation | None = None
+    feature_conditional: Doubles | None = None
+    feature_conditional_k: Doubles | None = None
 
 
 async def score(
@@ -103,6 +110,7 @@ async def score(
     correction: calibration.Correction = "none",
     confidence: float = 0.9,
     explain: bool = False,
+    conditionals: bool = False,
     errand: Errand,
 ) -> Score:
     """The scores of each row, the ELBO with its error, and their p-values among held-out rows; see Rule."""
@@ -112,13 +120,21 @@ async def score(
     fitted = model.references.fitted if model.references else {}
     bound, statistics = await measure(model, x, bank, norms="density_of_states" in fitted, errand=errand)
     values = anomaly.values(statistics, fitted)
+    seen = await observed(x, model.manifest)
     facts = _facts(model, bank)
-    standings = {name: Standing(value, _p_value(model, facts, rule, name, value)) for name, value in values.items()}
-    p = standings[facts.score].p_value if facts.score else None
+    odd = _incomparable(seen, model.manifest)
+    p_values = {
+        name: _p_value(model, facts, rule, name, np.where(odd, np.nan, value)) for name, value in values.items()
+    }
+    standings = {name: Standing(value, p_values[name]) for name, value in values.items()}
+    p = p_values[facts.score] if facts.score else None
     flags, facts = _decide(p, facts, rule)
-    bits = scoring.bits_per_dim(bound.elbo, model.manifest.dimensions) if model.manifest.discrete else None
+    if p is not None and odd.any():
+        facts = replace(facts, reason=INCOMPLETE)
+    bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
     explanation = await _explain(model, x, bank, facts, errand) if explain else None
-    return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation)
+    alone = await left_out(model, x, bank, errand) if conditionals else (None, None)
+    return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation, *alone)
 
 
 async def measure(
@@ -155,6 +171,12 @@ def _facts(model: Model, bank: noise.Bank) -> Calibrated:
         )
     smallest = references.scores[references.chosen].smallest_p
     return Calibrated(facts.n, facts.seed, facts.draws, smallest, reason, references.chosen)
+
+
+def _incomparable(seen: NDArray[np.int64], manifest: Manifest) -> Flags:
+    """Rows with missing values where the reference rows are complete: they are not rows like those; (rows,)."""
+    facts = manifest.calibration
+    return np.asarray((seen < manifest.dimensions) & bool(facts and facts.complete))
 
 
 def _p_value(model: Model, facts: Calibrated, rule: Rule, name: str, value: Doubles) -> Doubles | None:
