@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "artifact", "noise", "families", "scoring", "calibration"}
+LEAVES = {"errors", "artifact", "noise", "families", "scoring", "calibration", "drift"}
 # Who may import what inside the service, leaves aside. http → operations → models → batcher → engine.
 ARROWS = {
     "errors": set[str](),
@@ -19,6 +19,7 @@ ARROWS = {
     "families": {"artifact"},
     "scoring": {"noise"},
     "calibration": set[str](),
+    "drift": set[str](),
     "engine": LEAVES,
     "batcher": LEAVES | {"engine"},
     "models": LEAVES | {"engine", "batcher"},
