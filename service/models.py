@@ -11,16 +11,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from service import artifact, noise
 from service.artifact import Array, Arrays, Artifact, Manifest
 from service.batcher import Answer, Batcher, BatchReport
-from service.calibration import Reference, fit
 from service.engine import Engine, Lanes
 from service.errors import ArtifactRefused, DeviceUnavailable, NotReady, Unknown
+from service.standing import Footing, Standing, from_artifact
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ class Workshop:
     """How models are run: what opens an engine, the lanes, how large a batch and a waiting room are, who is told.
 
     size is the most decoder rows in an engine call, seconds about how long one may take. Both bound what a batch holds
-    in memory, which grows with the work, and how long a small request waits for a piece of a large one.
+    in memory, which grows with the work, and how long a small request waits for a piece of a large one. false_alarm is
+    that of the watch for drift; 0: none.
     """
 
     open_engine: Opener
@@ -48,18 +49,18 @@ class Workshop:
     report: Callable[[Manifest, BatchReport], None] = lambda _manifest, _report: None
     opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
     refused: Callable[[str, int], None] = lambda _name, _version: None
+    false_alarm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A manifest, and a door to each of its graphs."""
+    """A manifest, a door to each of its graphs, and what its p-values rest on."""
 
     manifest: Manifest
     engine: Engine
     doors: Mapping[str, Batcher] = field(repr=False)
     golden: Arrays = field(repr=False)
-    reference: Reference | None = field(repr=False)
-    calibrated: noise.Bank | None = field(repr=False)
+    footing: Footing = field(repr=False)
 
     async def ask(
         self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float = math.inf
@@ -75,6 +76,16 @@ class Model:
         if self.calibrated and (self.calibrated.seed, self.calibrated.draws) == (seed, draws):
             return self.calibrated
         return await asyncio.to_thread(noise.bank, seed, draws, self.manifest.latent_size)
+
+    @property
+    def standing(self) -> Standing | None:
+        """What its p-values rest on now."""
+        return self.footing.now
+
+    @property
+    def calibrated(self) -> noise.Bank | None:
+        """The bank that it is calibrated with."""
+        return self.footing.now.bank if self.footing.now else None
 
     @property
     def draws(self) -> int:
@@ -229,6 +240,7 @@ def find(folder: Path) -> list[tuple[str, int]]:
 async def load(folder: Path, workshop: Workshop) -> Model:
     """Read, open, verify and warm one artifact, off the event loop. Its doors are not served yet."""
     found, engine, paces = await asyncio.to_thread(_open, folder, workshop.open_engine)
+    standing = from_artifact(found, workshop.false_alarm)
     manifest = found.manifest
     doors = {
         name: Batcher(
@@ -242,8 +254,7 @@ async def load(folder: Path, workshop: Workshop) -> Model:
         )
         for name, graph in manifest.graphs.items()
     }
-    reference, bank = _calibrated(found)
-    return Model(manifest, engine, doors, found.golden, reference, bank)
+    return Model(manifest, engine, doors, found.golden, Footing(standing))
 
 
 def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, float]]:
@@ -270,21 +281,6 @@ def _pace(found: Artifact, engine: Engine, name: str) -> float:
 
 def _repeat(rows: Array, count: int) -> Array:
     return np.resize(rows, (count, *rows.shape[1:]))
-
-
-def _calibrated(found: Artifact) -> tuple[Reference | None, noise.Bank | None]:
-    facts = found.manifest.calibration
-    if facts is None or found.calibration is None:
-        return None, None
-    bank = noise.Bank(facts.seed, found.calibration["noise"].astype(np.float32), noise.groups(facts.draws))
-    if facts.estimator != (wanted := estimator(bank)):
-        raise ArtifactRefused(f"calibration.estimator is {facts.estimator}; {facts.draws} draws are {wanted}")
-    return fit(found.calibration["scores"]), bank
-
-
-def estimator(bank: noise.Bank) -> Literal["sobol_scrambles_4", "plain"]:
-    """What a manifest calls the way in which a bank's draws are made."""
-    return "sobol_scrambles_4" if len(bank.groups) < bank.draws else "plain"
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service import artifact, calibration, engine, models, noise, operations
+from service import artifact, calibration, engine, models, noise, operations, standing
 from service.artifact import Calibration, Manifest
 from training import config, data
 from training.config import Unusable
@@ -41,7 +41,7 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
         n=len(scores),
         draws=DRAWS,
         seed=SEED,
-        estimator=models.estimator(bank),
+        estimator=standing.estimator(bank),
         smallest_p=reference.smallest_p,
         split=artifact.digest_rows(rows),
         graphs={elbo: found.manifest.files[elbo].sha256},

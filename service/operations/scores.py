@@ -14,6 +14,7 @@ from service.artifact import Array
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop
 from service.operations.rows import admitted
+from service.standing import Standing
 
 Doubles = NDArray[np.float64]
 
@@ -59,30 +60,31 @@ async def score(
     errand: Errand,
 ) -> Score:
     """The ELBO of each row, with its error, and its p-value among held-out rows."""
-    x = await admitted(inputs, model.manifest)
+    x, standing = await admitted(inputs, model.manifest), model.standing
     bank = await model.bank(model.seed if seed is None else seed, draws or model.draws)
     outputs = await errand.ask(model, "elbo", {"x": x}, bank)
     bound = await off_loop(len(x) * bank.draws, lambda: scoring.bound(outputs["log_likelihood"], outputs["kl"], bank))
-    facts, p = _stand(model, bank, bound.elbo)
+    facts, p = _stand(standing, bank, bound.elbo)
+    if standing and p is not None and errand.served:
+        await standing.watched(bound.elbo, model.manifest)
     bits = scoring.bits_per_dim(bound.elbo, model.manifest.dimensions) if model.manifest.discrete else None
     flags = None if p is None else [None if math.isnan(value) else value <= alpha for value in p.tolist()]
     features, latents = await _explain(model, x, bank, errand) if explain else (None, None)
     return Score(bound, bits, p, flags, facts, bank.seed, bank.draws, features, latents)
 
 
-def _stand(model: Model, bank: noise.Bank, elbo: Doubles) -> tuple[Calibrated, Doubles | None]:
+def _stand(standing: Standing | None, bank: noise.Bank, elbo: Doubles) -> tuple[Calibrated, Doubles | None]:
     """Where scores stand among the reference scores, if those were made with this bank."""
-    facts = model.manifest.calibration
-    if facts is None or model.reference is None:
+    if standing is None:
         return Calibrated(None, None, None, None, "the artifact is not calibrated: python -m training calibrate"), None
-    reason = None
+    facts, reason = standing.facts, None
     if (bank.seed, bank.draws) != (facts.seed, facts.draws):
         reason = (
             f"calibrated with seed {facts.seed} and {facts.draws} draws; "
             f"seed {bank.seed} and {bank.draws} draws give another score"
         )
-    p = None if reason else calibration.p_values(model.reference, elbo)
-    return Calibrated(facts.n, facts.seed, facts.draws, model.reference.smallest_p, reason), p
+    p = None if reason else calibration.p_values(standing.reference, elbo)
+    return Calibrated(facts.n, facts.seed, facts.draws, standing.reference.smallest_p, reason), p
 
 
 async def _explain(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles]:

@@ -108,6 +108,7 @@ def test_an_unknown_name_is_refused(
         ("MAX_JSON_DEPTH", "65"),  # no array has more axes
         ("TIMEOUT_MS", "0"),
         ("DRAIN_GRACE_MS", "-1"),
+        ("DRIFT_FALSE_ALARM", "2"),
         ("LOG_LEVEL", "loud"),
         ("WELCOME", "perhaps"),
         ("PORT", "1\n2"),
