@@ -98,7 +98,7 @@ class Watch:
         """Bet on a block of rows, and remember them."""
         rows = self.rows + np.arange(len(bins), dtype=np.float64)  # (rows,), m before each
         before, total = self._remember(bins)  # (rows, windows), (rows, windows)
-        urn = (self._cells[bins] + before[:, -1]) / (self._last[-1] + 1 + rows)  # (rows,), P_t(b_t)
+        urn = (self._cells[bins] + before[:, -1]) / (self._cells.sum() + rows)  # (rows,), P_t(b_t)
         learned = (PRIOR + before / urn[:, None]) / (PRIOR + total)  # q = (PRIOR·P + counts) / (PRIOR + total)
         won = np.log(np.concatenate([self._named(bins, rows), learned], axis=1))  # (rows, bets), log q_t/P_t
         so_far = np.cumsum(won, axis=0)
@@ -129,7 +129,7 @@ class Watch:
         drawn = self._shapes[:, bins].T
         norms = np.cumsum(np.concatenate([self._norms[None], drawn]), axis=0)  # (rows + 1, shapes)
         self._norms = norms[-1]
-        return np.asarray(drawn * (self._last[-1] + 1 + rows)[:, None] / norms[:-1])
+        return np.asarray(drawn * (self._cells.sum() + rows)[:, None] / norms[:-1])
 
 
 def _last_cells(cells: int) -> Places:

@@ -41,6 +41,7 @@ TURNED: dict[str, tuple[str, object]] = {
     "required": (" tiny, mnist ,", ("tiny", "mnist")),
     "device": ("cpu", "cpu"),
     "max_json_depth": ("8", 8),
+    "drift_false_alarm": ("0.05", 0.05),
     "log_format": ("json", "json"),
     "welcome": ("false", False),
 }
