@@ -3,8 +3,8 @@
     python -m benchmarks.drift [trials]
 
 False alarms are counted over calibrations and streams together, as the promise is made: each trial draws its own
-calibration, and its stream from the same law. Beside it, the same bets on p-values that are taken for independent, which
-is what a conformal martingale with a fixed calibration amounts to. Nothing is chosen here, and every seed is fixed.
+calibration, and its stream from the same law. Beside it, the same bets on p-values that are taken for independent: what
+a conformal martingale with a fixed calibration amounts to. Nothing is chosen here, and every seed is fixed.
 """
 
 from __future__ import annotations
