@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from service import artifact, noise
+from service import artifact, footing, noise
 from service.artifact import Array, Arrays, Artifact, Manifest
 from service.batcher import Answer, Batcher, BatchReport
+from service.calibration import References
 from service.engine import Engine, Lanes
 from service.errors import ArtifactRefused, DeviceUnavailable, NotReady, Unknown
-from service.standing import Footing, Standing, from_artifact
+from service.footing import Footing
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +55,17 @@ class Workshop:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A manifest, a door to each of its graphs, and what its p-values rest on."""
+    """A manifest with its digest, a door to each of its graphs, and what its p-values rest on.
+
+    Calibrated again it is another Model on the same doors: a request keeps the one that it began with.
+    """
 
     manifest: Manifest
     engine: Engine
     doors: Mapping[str, Batcher] = field(repr=False)
     golden: Arrays = field(repr=False)
-    footing: Footing = field(repr=False)
+    digest: str
+    footing: Footing | None = field(repr=False)
 
     async def ask(
         self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float = math.inf
@@ -78,14 +83,14 @@ class Model:
         return await asyncio.to_thread(noise.bank, seed, draws, self.manifest.latent_size)
 
     @property
-    def standing(self) -> Standing | None:
-        """What its p-values rest on now."""
-        return self.footing.now
+    def references(self) -> References | None:
+        """The reference scores that its p-values are taken from."""
+        return self.footing.references if self.footing else None
 
     @property
     def calibrated(self) -> noise.Bank | None:
         """The bank that it is calibrated with."""
-        return self.footing.now.bank if self.footing.now else None
+        return self.footing.bank if self.footing else None
 
     @property
     def draws(self) -> int:
@@ -240,7 +245,7 @@ def find(folder: Path) -> list[tuple[str, int]]:
 async def load(folder: Path, workshop: Workshop) -> Model:
     """Read, open, verify and warm one artifact, off the event loop. Its doors are not served yet."""
     found, engine, paces = await asyncio.to_thread(_open, folder, workshop.open_engine)
-    standing = from_artifact(found, workshop.false_alarm)
+    stands = footing.from_artifact(found, workshop.false_alarm)
     manifest = found.manifest
     doors = {
         name: Batcher(
@@ -254,7 +259,8 @@ async def load(folder: Path, workshop: Workshop) -> Model:
         )
         for name, graph in manifest.graphs.items()
     }
-    return Model(manifest, engine, doors, found.golden, Footing(standing))
+    digest = artifact.describe(folder / artifact.MANIFEST).sha256
+    return Model(manifest, engine, doors, found.golden, digest, stands)
 
 
 def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, float]]:

@@ -7,7 +7,7 @@
     calibration.npz                      scores of held-out rows and the noise bank they were made with; optional
 """
 
-from service.artifact.calibrated import Calibration
+from service.artifact.calibrated import Calibration, Choice, ScoreFacts
 from service.artifact.density import FAMILIES, Feature, Support
 from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, verify, write
 from service.artifact.graphs import Array, Arrays, Graph, graphs
@@ -27,6 +27,7 @@ __all__ = [
     "Arrays",
     "Artifact",
     "Calibration",
+    "Choice",
     "Feature",
     "File",
     "Golden",
@@ -34,6 +35,7 @@ __all__ = [
     "Manifest",
     "Parity",
     "Prior",
+    "ScoreFacts",
     "Split",
     "Support",
     "Training",

@@ -100,6 +100,8 @@ class Manifest(Part):
                 raise ValueError(f"the calibration was made with another {name}; calibrate again")
         if facts.split != self.training.splits["calibration"].sha256:
             raise ValueError("the calibration is of other rows than the split set aside for it")
+        if facts.validation not in (None, self.training.splits["validation"].sha256):
+            raise ValueError("the calibration's scores were fitted on other rows than the validation split")
         if not abs(facts.smallest_p - 1 / (facts.n + 1)) <= 1e-12:
             raise ValueError(f"calibration.smallest_p is not 1/(n+1) of {facts.n} rows")
         return self

@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.artifact import Manifest
+from service.footing import Footing
 from service.http import wire
 from service.http.exchange import Desk, find, header
 from service.http.openapi import problems
 from service.models import Model
-from service.standing import Standing
 
 
 class Listed(BaseModel):
@@ -34,11 +34,11 @@ class Drift(BaseModel):
     alarm: bool = Field(description="whether the wealth has ever reached it; stays until the model is calibrated again")
     rows: int = Field(description="rows that were scored as calibrated")
     since: datetime = Field(description="when the calibration came into use here")
-    recent_low: float | None = Field(
-        description="how often the last few hundred rows scored like the calibration's lowest 5 %, of what is due; "
+    recent_strange: float | None = Field(
+        description="how often the last few hundred rows scored like the calibration's strangest 5 %, of what is due; "
         "1: as often as it should be"
     )
-    recent_high: float | None = Field(description="the same of its highest 5 %")
+    recent_typical: float | None = Field(description="the same of its least strange 5 %")
 
 
 class Served(Manifest):
@@ -83,7 +83,7 @@ def described(model: Model) -> dict[str, Any]:
     """A manifest as served."""
     engine = model.engine
     device = {"device": engine.device, "providers": engine.providers, "device_fallback": engine.fallback}
-    drift = _drift(model.standing) if model.standing else None
+    drift = _drift(model.footing) if model.footing else None
     return {
         **model.manifest.model_dump(mode="json"),
         **device,
@@ -91,9 +91,9 @@ def described(model: Model) -> dict[str, Any]:
     }
 
 
-def _drift(standing: Standing) -> Drift | None:
+def _drift(footing: Footing) -> Drift | None:
     """What the watch over a calibration says."""
-    if (watch := standing.watch) is None:
+    if (watch := footing.watch) is None:
         return None
     low, high = watch.recent() or (None, None)
     return Drift(
@@ -101,9 +101,9 @@ def _drift(standing: Standing) -> Drift | None:
         threshold=watch.threshold,
         alarm=watch.alarm,
         rows=watch.rows,
-        since=standing.since,
-        recent_low=low,
-        recent_high=high,
+        since=footing.since,
+        recent_strange=low,
+        recent_typical=high,
     )
 
 

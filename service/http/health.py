@@ -69,7 +69,7 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
 
 def _show_drift(metrics: Metrics, model: Model) -> None:
     """What the watch over a model's scores says now; asked when it is read, since it costs nothing then."""
-    if model.standing and (watch := model.standing.watch):
+    if model.footing and (watch := model.footing.watch):
         where = (model.manifest.name, str(model.manifest.version))
         metrics.drift_log_wealth.labels(*where).set(watch.log_wealth)
         metrics.drift_rows.labels(*where).set(watch.rows)

@@ -16,20 +16,24 @@ from service.operations.latents import (
     sample,
 )
 from service.operations.rows import admit
-from service.operations.scores import Calibrated, Score, score
+from service.operations.scores import Calibrated, Explanation, Score, Standing, measure, score, terms
 
 __all__ = [
     "Calibrated",
     "Encoding",
     "Errand",
+    "Explanation",
     "Samples",
     "Score",
+    "Standing",
     "admit",
     "decode",
     "decode_parameters",
     "decode_sample",
     "encode",
+    "measure",
     "reconstruct",
     "sample",
     "score",
+    "terms",
 ]

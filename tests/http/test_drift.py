@@ -48,8 +48,8 @@ async def test_rows_like_the_calibrations_raise_nothing(small: Path) -> None:
             "alarm": False,
             "rows": 0,
             "since": "",
-            "recent_low": None,
-            "recent_high": None,
+            "recent_strange": None,
+            "recent_typical": None,
         }
         await house.answer("tiny/score", {"inputs": rows[:1].tolist()})
         await house.answer("tiny/score", {"inputs": rows[1:].tolist(), "explain": True})
@@ -58,7 +58,7 @@ async def test_rows_like_the_calibrations_raise_nothing(small: Path) -> None:
         assert found["log_wealth"] == await metric(house, "log_wealth") < found["threshold"]
         assert await metric(house, "alarm") == 0
         assert not found["alarm"]
-        assert found["recent_low"] < 2
+        assert found["recent_strange"] < 2
 
 
 async def test_strange_rows_raise_the_alarm_and_one_line(small: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -66,17 +66,17 @@ async def test_strange_rows_raise_the_alarm_and_one_line(small: Path, caplog: py
     rows, noise = held_out(), np.random.default_rng(0).integers(0, 2, (30, 8, 8))
     async with open_house(configured(small)) as house:
         await house.answer("tiny/score", {"inputs": rows.tolist()})
-        with caplog.at_level(logging.WARNING, "service.standing"):
+        with caplog.at_level(logging.WARNING, "service.footing"):
             for _ in range(3):
                 await house.answer("tiny/score", {"inputs": noise.tolist()})
         found = await drift(house)
         assert found["alarm"]
-        assert found["recent_low"] > 5
+        assert found["recent_strange"] > 5
         assert await metric(house, "alarm") == 1
-        said = [record.getMessage() for record in caplog.records if record.name == "service.standing"]
+        said = [record.getMessage() for record in caplog.records if record.name == "service.footing"]
         assert len(said) == 1
         assert "drift: tiny/1" in said[0]
-        assert "calibrate again" in said[0]
+        assert "calibrate or fit again" in said[0]
         await house.answer("tiny/score", {"inputs": rows.tolist()})
         assert (await drift(house))["alarm"]
 
