@@ -80,6 +80,7 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         partial(_count_refused, metrics),
+        settings.drift_false_alarm,
     )
 
 

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
         30_000, ge=0, le=600_000, description="after that, how long what is in flight may take to finish"
     )
     stall_ms: int = Field(60_000, ge=1, description="an engine call longer than this turns /livez 503")
+    drift_false_alarm: float = Field(
+        0.001,
+        ge=0,
+        le=0.5,
+        description="probability that a model ever alarms of drift where there is none; 0: no watch",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON lines")
     access_log: Literal["none", "errors", "all"] = Field("errors", description="which requests get a line in the log")

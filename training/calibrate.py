@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service import anomaly, artifact, calibration, engine, models, noise, operations
+from service import anomaly, artifact, calibration, engine, footing, models, noise, operations
 from service.anomaly import Doubles, Statistics
 from service.artifact import Calibration, Choice, Manifest, ScoreFacts
 from service.calibration import References
@@ -45,7 +45,7 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
         complete=rows.dtype.kind != "f" or not bool(np.isnan(rows).any()),
         draws=DRAWS,
         seed=SEED,
-        estimator=models.estimator(bank),
+        estimator=footing.estimator(bank),
         smallest_p=references.scores["elbo"].smallest_p,
         split=artifact.digest_rows(rows),
         graphs={file: found.manifest.files[file].sha256 for file in graphs},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.artifact import Manifest
+from service.footing import Footing
 from service.http import wire
 from service.http.exchange import Desk, find, header
 from service.http.openapi import problems
@@ -24,12 +26,28 @@ class Listed(BaseModel):
     default_version: int = Field(description="the one that answers when none is named")
 
 
+class Drift(BaseModel):
+    """What was served since, against the calibration: a bet that can't be won while rows are like the calibration's."""
+
+    log_wealth: float = Field(description="what the bet has won, in nats; 0 at the start")
+    threshold: float = Field(description="−log of the false-alarm rate; at this wealth the alarm is raised")
+    alarm: bool = Field(description="whether the wealth has ever reached it; stays until the model is calibrated again")
+    rows: int = Field(description="rows that were scored as calibrated")
+    since: datetime = Field(description="when the calibration came into use here")
+    recent_strange: float | None = Field(
+        description="how often the last few hundred rows scored like the calibration's strangest 5 %, of what is due; "
+        "1: as often as it should be"
+    )
+    recent_typical: float | None = Field(description="the same of its least strange 5 %")
+
+
 class Served(Manifest):
     """A model's manifest, and where it runs."""
 
     device: str
     providers: list[str]
     device_fallback: str | None = Field(description="why CUDA was wanted and the CPU is used, where that is so")
+    drift: Drift | None = Field(description="null where it isn't watched: uncalibrated, or switched off")
 
 
 LISTED: dict[int | str, dict[str, Any]] = {200: {"model": list[Listed]}, **problems(406)}
@@ -65,7 +83,28 @@ def described(model: Model) -> dict[str, Any]:
     """A manifest as served."""
     engine = model.engine
     device = {"device": engine.device, "providers": engine.providers, "device_fallback": engine.fallback}
-    return {**model.manifest.model_dump(mode="json"), **device}
+    drift = _drift(model.footing) if model.footing else None
+    return {
+        **model.manifest.model_dump(mode="json"),
+        **device,
+        "drift": drift.model_dump(mode="json") if drift else None,
+    }
+
+
+def _drift(footing: Footing) -> Drift | None:
+    """What the watch over a calibration says."""
+    if (watch := footing.watch) is None:
+        return None
+    low, high = watch.recent() or (None, None)
+    return Drift(
+        log_wealth=watch.log_wealth,
+        threshold=watch.threshold,
+        alarm=watch.alarm,
+        rows=watch.rows,
+        since=footing.since,
+        recent_strange=low,
+        recent_typical=high,
+    )
 
 
 def _json(request: Request, content: Any) -> Response:

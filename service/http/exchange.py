@@ -107,7 +107,7 @@ class Desk:
         visit: Visit = request.scope["visit"]
         visit.operation = operation.name
         self.door.check()
-        visit.errand.deadline = self._deadline(request)
+        visit.errand.deadline, visit.errand.served = self._deadline(request), True
         form = wire.negotiate(header(request, "accept"))
         model = self._model(request, visit)
         if reason := operation.withheld(model.manifest):

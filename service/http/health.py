@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from service.door import Door
 from service.metrics import Metrics
-from service.models import Models
+from service.models import Model, Models
 
 
 class Condition(BaseModel):
@@ -57,12 +57,23 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
         request.scope["visit"].operation = "metrics"
         metrics.ready.set(not unready())
         metrics.inside.set(door.inside)
+        for model in models.all():
+            _show_drift(metrics, model)
         return Response(metrics.text(), headers={"content-type": metrics.content_type})
 
     def unready() -> list[str]:
         return ([f"the service is {door.state}"] if door.state != "open" else []) + models.unready()
 
     return routes
+
+
+def _show_drift(metrics: Metrics, model: Model) -> None:
+    """What the watch over a model's scores says now; asked when it is read, since it costs nothing then."""
+    if model.footing and (watch := model.footing.watch):
+        where = (model.manifest.name, str(model.manifest.version))
+        metrics.drift_log_wealth.labels(*where).set(watch.log_wealth)
+        metrics.drift_rows.labels(*where).set(watch.rows)
+        metrics.drift_alarm.labels(*where).set(watch.alarm)
 
 
 def _said(name: str, reasons: list[str]) -> Response:

@@ -123,12 +123,13 @@ async def score(
     seen = await observed(x, model.manifest)
     facts = _facts(model, bank)
     odd = _incomparable(seen, model.manifest)
-    p_values = {
-        name: _p_value(model, facts, rule, name, np.where(odd, np.nan, value)) for name, value in values.items()
-    }
+    like = {name: np.where(odd, np.nan, value) for name, value in values.items()}
+    p_values = {name: _p_value(model, facts, rule, name, value) for name, value in like.items()}
     standings = {name: Standing(value, p_values[name]) for name, value in values.items()}
     p = p_values[facts.score] if facts.score else None
     flags, facts = _decide(p, facts, rule)
+    if model.footing and p is not None and facts.score and errand.served:
+        await model.footing.watched(like[facts.score], model.manifest)
     if p is not None and odd.any():
         facts = replace(facts, reason=INCOMPLETE)
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
@@ -160,17 +161,17 @@ async def measure(
 
 def _facts(model: Model, bank: noise.Bank) -> Calibrated:
     """What p-values of this bank's scores rest on, or why there are none."""
-    facts, references = model.manifest.calibration, model.references
-    if facts is None or references is None:
+    used, references = model.calibrated, model.references
+    if used is None or references is None:
         return Calibrated(None, None, None, None, UNCALIBRATED)
     reason = None
-    if (bank.seed, bank.draws) != (facts.seed, facts.draws):
+    if (bank.seed, bank.draws) != (used.seed, used.draws):
         reason = (
-            f"calibrated with seed {facts.seed} and {facts.draws} draws; "
+            f"calibrated with seed {used.seed} and {used.draws} draws; "
             f"seed {bank.seed} and {bank.draws} draws give another score"
         )
     smallest = references.scores[references.chosen].smallest_p
-    return Calibrated(facts.n, facts.seed, facts.draws, smallest, reason, references.chosen)
+    return Calibrated(references.n, used.seed, used.draws, smallest, reason, references.chosen)
 
 
 def _incomparable(seen: NDArray[np.int64], manifest: Manifest) -> Flags:

@@ -41,6 +41,7 @@ TURNED: dict[str, tuple[str, object]] = {
     "required": (" tiny, mnist ,", ("tiny", "mnist")),
     "device": ("cpu", "cpu"),
     "max_json_depth": ("8", 8),
+    "drift_false_alarm": ("0.05", 0.05),
     "log_format": ("json", "json"),
     "welcome": ("false", False),
 }
@@ -108,6 +109,7 @@ def test_an_unknown_name_is_refused(
         ("MAX_JSON_DEPTH", "65"),  # no array has more axes
         ("TIMEOUT_MS", "0"),
         ("DRAIN_GRACE_MS", "-1"),
+        ("DRIFT_FALSE_ALARM", "2"),
         ("LOG_LEVEL", "loud"),
         ("WELCOME", "perhaps"),
         ("PORT", "1\n2"),
