@@ -18,7 +18,7 @@ from service.anomaly import Doubles, Statistics
 from service.artifact import Calibration, Choice, Manifest, ScoreFacts
 from service.calibration import References
 from service.models import Model
-from training import config, data
+from training import choice, config, data, strangers
 from training.config import Unusable
 
 Rows = NDArray[np.generic]
@@ -94,14 +94,13 @@ async def refer(
         async with models.open_one(folder, workshop) as model:
             bank = await model.bank(SEED, DRAWS)
             typical = await measure(model, validation, bank)
-            fitted, chosen = (
-                anomaly.fit(typical),
-                Choice(score="elbo", why="it bounds log p(x), the density that the model states"),
-            )
+            others = strangers.made(validation, model.manifest.support, SEED)
+            chosen = choice.choose(typical, {kind: await measure(model, x, bank) for kind, x in others.items()})
             held = await measure(model, rows, bank, scored)
             terms = await explain(model, rows, bank)
     finally:
         lanes.close()
+    fitted = anomaly.fit(typical)
     values = anomaly.values(held, fitted)
     scores = {name: calibration.fit(array, anomaly.KINDS[name].strange) for name, array in values.items()}
     feature, latent = calibration.spread(terms[0], "low"), calibration.spread(terms[1], "high")
