@@ -18,7 +18,7 @@ from service.anomaly import Doubles, Statistics
 from service.artifact import Calibration, Choice, Manifest, ScoreFacts
 from service.calibration import References
 from service.models import Model
-from training import config, data
+from training import choice, config, data, strangers
 from training.config import Unusable
 
 Rows = NDArray[np.generic]
@@ -36,7 +36,7 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     folder isn't what its manifest says; Unusable where the data no longer gives the rows that were set aside.
     """
     found = artifact.read(folder)
-    validation, rows = held_out(found.manifest, "validation"), held_out(found.manifest, "calibration")
+    validation, rows = held_out_rows(found.manifest, "validation"), held_out_rows(found.manifest)
     references, chosen, bank = asyncio.run(refer(folder, validation, rows, scored))
     hold_to_seed(bank)
     graphs = [found.manifest.graphs[name].file for name in ("elbo", "encoder", "terms")]
@@ -76,7 +76,7 @@ def hold_to_seed(bank: noise.Bank) -> None:
         raise Unusable(f"the noise used is not what seed {bank.seed} makes here; another SciPy may have made it")
 
 
-def held_out(manifest: Manifest, split: data.SplitName) -> Rows:
+def held_out_rows(manifest: Manifest, split: data.SplitName = "calibration") -> Rows:
     """A split that was set aside, made again from the run in the manifest and held to its digest."""
     run = config.check(manifest.training.config, f"{artifact.MANIFEST}: training.config")
     dataset = data.of(run)
@@ -95,14 +95,13 @@ async def refer(
         async with models.open_one(folder, workshop) as model:
             bank = await model.bank(SEED, DRAWS)
             typical = await measure(model, validation, bank)
-            fitted, chosen = (
-                anomaly.fit(typical),
-                Choice(score="elbo", why="it bounds log p(x), the density that the model states"),
-            )
+            others = strangers.made(validation, model.manifest.support, SEED)
+            chosen = choice.choose(typical, {kind: await measure(model, x, bank) for kind, x in others.items()})
             held = await measure(model, rows, bank, scored)
             terms = await explain(model, rows, bank)
     finally:
         lanes.close()
+    fitted = anomaly.fit(typical)
     values = anomaly.values(held, fitted)
     scores = {name: calibration.fit(array, anomaly.KINDS[name].strange) for name, array in values.items()}
     feature, latent = calibration.spread(terms[0], "low"), calibration.spread(terms[1], "high")

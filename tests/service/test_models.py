@@ -70,9 +70,9 @@ async def test_explanations_sum_to_the_score(name: str) -> None:
     rows = events(name, 5)
     async with models.open_one(ROOT / name / "1", Workshop(open_engine, Lanes(1))) as model:
         found = await operations.score(model, rows, explain=True, errand=Errand())
-    assert found.feature_log_likelihood is not None
-    assert found.latent_kl is not None
-    for parts, whole in ((found.feature_log_likelihood, found.bound.log_likelihood), (found.latent_kl, found.bound.kl)):
+    terms = found.explanation
+    assert terms is not None
+    for parts, whole in ((terms.feature_log_likelihood, found.bound.log_likelihood), (terms.latent_kl, found.bound.kl)):
         flat = parts.reshape(len(rows), -1)
         assert (np.abs(flat.sum(-1) - whole) <= 5e-6 * np.maximum(1, np.abs(flat).sum(-1))).all()
 
