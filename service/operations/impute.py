@@ -106,7 +106,7 @@ def _made_whole(
     for index in range(size):
         mean += weights[:, index].reshape(rows, *ones) * each["mean"][:, index]
     picking, drawing = generators
-    known = np.isfinite(weights).all(-1)
+    known = np.asarray(np.isfinite(weights).all(-1))
     usable = np.where(known[:, None], weights, 1.0 / size)
     chosen = conditional.pick(usable, picking.random((rows, draws)))
     lines = np.arange(rows)[:, None]

@@ -228,7 +228,7 @@ async def test_imputations_are_draws_from_the_conditional() -> None:
 
 @pytest.mark.anyio
 async def test_a_posterior_too_narrow_is_told_by_its_tail() -> None:
-    """With a quarter of the scale the weights have a heavy tail: it isn't relied on, and the pool is worth few draws."""
+    """With a quarter of the scale the weights' tail is heavy: it isn't relied on, and the pool is worth few draws."""
     good, bad = [(await imputed(case(3, stretch=stretch)[1], case(3)[2], 3)) for stretch in (1.0, 0.25)]
     assert np.median(good.pareto_k) < 0.6
     assert np.mean(good.reliable) > 0.5
