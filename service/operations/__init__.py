@@ -4,6 +4,7 @@ Rows are checked here, before they queue, so that one bad row never reaches its 
 with each operation: it carries the deadline in and the clock readings out.
 """
 
+from service.operations.calibrations import Keeping, calibrate, facts, refer
 from service.operations.errand import Errand
 from service.operations.latents import (
     Encoding,
@@ -23,16 +24,20 @@ __all__ = [
     "Encoding",
     "Errand",
     "Explanation",
+    "Keeping",
     "Samples",
     "Score",
     "Standing",
     "admit",
+    "calibrate",
     "decode",
     "decode_parameters",
     "decode_sample",
     "encode",
+    "facts",
     "measure",
     "reconstruct",
+    "refer",
     "sample",
     "score",
     "terms",
