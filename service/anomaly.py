@@ -79,6 +79,12 @@ def joined(parts: Sequence[Statistics]) -> Statistics:
     return Statistics(**{name: np.concatenate(found) for name, found in columns.items() if found[0] is not None})
 
 
+def picked(found: Statistics, places: NDArray[np.int64]) -> Statistics:
+    """The statistics of some of the rows."""
+    columns = {each.name: getattr(found, each.name) for each in fields(Statistics)}
+    return Statistics(**{name: column[places] for name, column in columns.items() if column is not None})
+
+
 def iwae_gap(log_weight: Doubles, weights: Doubles) -> Doubles:
     """How much higher the bound is that averages weights, not their logs: (rows, draws), (draws,) → (rows,), ≥ 0.
 
@@ -150,7 +156,7 @@ def _shrink(standard: Doubles) -> Doubles:
     distance = ((covariance - np.eye(width)) ** 2).sum()
     spread = sum(((np.outer(row, row) - covariance) ** 2).sum() for row in standard) / rows**2
     share = 1.0 if distance <= 0 else min(1.0, spread / distance)
-    share = max(share, 1e-6)  # columns that determine one another still have a density
+    share = max(share, 1.0 / rows)  # columns that determine one another still have a density
     return np.asarray((1 - share) * covariance + share * np.eye(width), np.float64)
 
 

@@ -18,7 +18,7 @@ from service.anomaly import Statistics
 from service.artifact import Calibration, Choice, Manifest
 from service.calibration import References
 from service.models import Model
-from training import config, data
+from training import choice, config, data, strangers
 from training.config import Unusable
 
 Rows = NDArray[np.generic]
@@ -73,11 +73,9 @@ async def refer(
         async with models.open_one(folder, workshop) as model:
             bank = await model.bank(SEED, DRAWS)
             typical = await measure(model, validation, bank)
-            fitted, chosen = (
-                anomaly.fit(typical),
-                Choice(score="elbo", why="it bounds log p(x), the density that the model states"),
-            )
-            held, errand = operations.admit(rows, model.manifest), operations.Errand()
+            others = strangers.made(validation, model.manifest.support, SEED)
+            chosen = choice.choose(typical, {kind: await measure(model, x, bank) for kind, x in others.items()})
+            held, fitted, errand = operations.admit(rows, model.manifest), anomaly.fit(typical), operations.Errand()
             references = await operations.refer(model, held, bank, fitted, chosen.score, errand=errand, scored=scored)
             return references, chosen, bank
     finally:
