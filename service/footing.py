@@ -7,19 +7,21 @@ import logging
 import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import artifact, calibration, drift, noise
-from service.artifact import Artifact, Manifest
+from service import artifact, calibration, drift, noise, state
+from service.artifact import Arrays, Artifact, Calibration, Manifest
 from service.calibration import References
 from service.drift import Watch
 from service.errors import ArtifactRefused
 
 log = logging.getLogger(__name__)
 
+Source = Literal["artifact", "state"]
 Doubles = NDArray[np.float64]
 
 
@@ -32,12 +34,15 @@ def now() -> datetime:
 class Footing:
     """A calibration in use: its reference scores, the bank they were made with, and the watch over what is served.
 
-    since is when it came into use. watch is None where drift isn't watched.
+    It is the artifact's, or was made while serving, and is in use here since then. watch is None where drift isn't
+    watched.
     """
 
+    source: Source
     references: References = field(repr=False)
     bank: noise.Bank = field(repr=False)
     watch: Watch | None = field(repr=False)
+    made: datetime | None = None
     since: datetime = field(default_factory=now)
 
     async def watched(self, scores: Doubles, manifest: Manifest) -> None:
@@ -55,23 +60,44 @@ class Footing:
                 _raise_alarm(self.watch, self.since, manifest)
 
 
-def from_artifact(found: Artifact, false_alarm: float = 0.0) -> Footing | None:
-    """The calibration that an artifact has; ArtifactRefused where its estimator isn't what its draws are.
+def find(found: Artifact, digest: str, folder: Path | None = None, false_alarm: float = 0.0) -> Footing | None:
+    """What p-values rest on: the calibration that the state keeps for a manifest's digest, else the artifact's.
 
-    false_alarm bounds the probability that drift is ever called where there is none; 0: it isn't watched.
+    One in the state that isn't what it must be is refused with a line in the log. ArtifactRefused where the artifact's
+    own isn't. false_alarm bounds the probability that drift is ever called where there is none; 0: it isn't watched.
     """
-    facts = found.manifest.calibration
-    if facts is None or found.calibration is None:
-        return None
-    bank = noise.Bank(facts.seed, found.calibration["noise"].astype(np.float32), noise.groups(facts.draws))
+    own = found.manifest.calibration
+    ours = _checked("artifact", own, found.calibration, false_alarm) if own and found.calibration else None
+    if folder is None:
+        return ours
+    try:
+        if stored := state.read(folder, digest, found.manifest):
+            return _checked("state", stored.facts.calibration, stored.arrays, false_alarm, stored.facts.made)
+    except ArtifactRefused as error:
+        which = "the artifact's own is used" if ours else "there is no other"
+        name, version = found.manifest.name, found.manifest.version
+        log.error("%s/%s: its calibration in the state was refused and %s: %s", name, version, which, error)
+    return ours
+
+
+def renewed(references: References, bank: noise.Bank, false_alarm: float, made: datetime) -> Footing:
+    """A calibration that is made now, with a watch that begins anew."""
+    return Footing("state", references, bank, watch(references, false_alarm), made, made)
+
+
+def _checked(
+    source: Source, facts: Calibration, arrays: Arrays, false_alarm: float, made: datetime | None = None
+) -> Footing:
+    """A calibration from facts and arrays; ArtifactRefused where they aren't of one estimator or of known scores."""
+    bank = noise.Bank(facts.seed, arrays["noise"].astype(np.float32), noise.groups(facts.draws))
     if facts.estimator != (wanted := estimator(bank)):
         raise ArtifactRefused(f"calibration.estimator is {facts.estimator}; {facts.draws} draws are {wanted}")
     names = {name: score.strange for name, score in facts.named.items()}
     try:
-        references = calibration.from_arrays(found.calibration, names, facts.chosen)
+        references = calibration.from_arrays(arrays, names, facts.chosen)
     except ValueError as error:
         raise ArtifactRefused(f"{artifact.CALIBRATION}: {error}") from error
-    return Footing(references, bank, watch(references, false_alarm))
+    return Footing(source, references, bank, watch(references, false_alarm), made)
 
 
 def watch(references: References, false_alarm: float) -> Watch | None:
@@ -93,16 +119,18 @@ def estimator(bank: noise.Bank) -> Literal["sobol_scrambles_4", "plain"]:
 
 def _raise_alarm(watch: Watch, since: datetime, manifest: Manifest) -> None:
     """Say once, for whoever is woken by it, what it means and what to do."""
-    low, high = watch.recent() or (math.nan, math.nan)
+    strange, typical = watch.recent() or (math.nan, math.nan)
     log.warning(
-        "drift: %s/%s: the %d rows scored since %s are not like its calibration rows (e-value over %.0f). Of late scores "
-        "like the calibration's strangest 5 %% came %.1f times as often as is due, like its least strange 5 %% %.1f times. "
-        "p-values may not mean what they say: see what changed in the rows that are sent, then calibrate or fit again",
+        "drift: %s/%s: the %d rows scored since %s are not like its calibration rows (a bet on that has won %.1f nats, "
+        "and %.1f tell). Of late there were %.1f times as many rows as is due like the calibration's strangest 5 %%, "
+        "and %.1f times as many like its least strange 5 %%. p-values may not mean what they say: see what changed in "
+        "the rows that are sent, then calibrate or fit again",
         manifest.name,
         manifest.version,
         watch.rows,
         since.isoformat(),
-        math.exp(watch.threshold),
-        low,
-        high,
+        watch.log_wealth,
+        watch.threshold,
+        strange,
+        typical,
     )

@@ -78,6 +78,12 @@ class Metrics:
             registry=registry,
         )
         of = ["model", "version"]
+        self.calibration_rows = Gauge(
+            "vae_serve_calibration_rows",
+            "Rows that p-values rest on; source: artifact, or state where it was calibrated while serving",
+            [*of, "source"],
+            registry=registry,
+        )
         self.drift_log_wealth = Gauge(
             "vae_serve_drift_log_wealth", "What a bet against the calibration has won, in nats", of, registry=registry
         )

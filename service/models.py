@@ -39,7 +39,7 @@ class Workshop:
 
     size is the most decoder rows in an engine call, seconds about how long one may take. Both bound what a batch holds
     in memory, which grows with the work, and how long a small request waits for a piece of a large one. false_alarm is
-    that of the watch for drift; 0: none.
+    that of the watch for drift; 0: none. state is where calibrations are kept that were made while serving.
     """
 
     open_engine: Opener
@@ -51,6 +51,7 @@ class Workshop:
     opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
     refused: Callable[[str, int], None] = lambda _name, _version: None
     false_alarm: float = 0.0
+    state: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Models:
         self._served: dict[tuple[str, int], Model] = {}
         self._refused: dict[tuple[str, int], str] = {}
         self._looked = False
+        self._calibrating: dict[tuple[str, int], asyncio.Lock] = {}
 
     def found(self, keys: set[tuple[str, int]]) -> None:
         """Say what lies on disk and will be opened."""
@@ -123,6 +125,16 @@ class Models:
         key = (model.manifest.name, model.manifest.version)
         self._served[key] = model
         self._refused.pop(key, None)
+
+    def calibrating(self, model: Model) -> asyncio.Lock:
+        """Held while a model is calibrated, which is done once at a time."""
+        return self._calibrating.setdefault((model.manifest.name, model.manifest.version), asyncio.Lock())
+
+    def hold(self, model: Model) -> None:
+        """NotReady unless these graphs are still the ones that are served by the model's name and version."""
+        served = self._served.get((model.manifest.name, model.manifest.version))
+        if served is None or served.engine is not model.engine:
+            raise NotReady(f"{model.manifest.name}/{model.manifest.version} was replaced in the meantime")
 
     def refuse(self, name: str, version: int, reason: str) -> None:
         """Remember why a model isn't served."""
@@ -245,8 +257,9 @@ def find(folder: Path) -> list[tuple[str, int]]:
 async def load(folder: Path, workshop: Workshop) -> Model:
     """Read, open, verify and warm one artifact, off the event loop. Its doors are not served yet."""
     found, engine, paces = await asyncio.to_thread(_open, folder, workshop.open_engine)
-    stands = footing.from_artifact(found, workshop.false_alarm)
     manifest = found.manifest
+    digest = artifact.describe(folder / artifact.MANIFEST).sha256
+    stands = await asyncio.to_thread(footing.find, found, digest, workshop.state, workshop.false_alarm)
     doors = {
         name: Batcher(
             graph,
@@ -259,7 +272,6 @@ async def load(folder: Path, workshop: Workshop) -> Model:
         )
         for name, graph in manifest.graphs.items()
     }
-    digest = artifact.describe(folder / artifact.MANIFEST).sha256
     return Model(manifest, engine, doors, found.golden, digest, stands)
 
 

@@ -34,9 +34,7 @@ class Estimate:
     reliable: Flags
 
 
-def estimate(
-    log_weights: Doubles, groups: int, confidence: float, controls: Doubles | None = None
-) -> Estimate:
+def estimate(log_weights: Doubles, groups: int, confidence: float, controls: Doubles | None = None) -> Estimate:
     """The estimate from log p(x, z) − log g(z) at draws from g, (rows, draws), group after independent group.
 
     controls (rows, c, draws) are numbers whose mean under g is known to be zero.

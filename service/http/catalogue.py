@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -41,12 +41,28 @@ class Drift(BaseModel):
     recent_typical: float | None = Field(description="the same of its least strange 5 %")
 
 
+class InUse(BaseModel):
+    """The calibration that p-values rest on now; the manifest's `calibration` is the one the artifact came with."""
+
+    n: int = Field(description="rows it rests on")
+    seed: int
+    draws: int
+    score: str = Field(description="the score that p_value and anomaly are of")
+    smallest_p: float = Field(description="1/(n+1)")
+    made: datetime | None = Field(description="when it was made here; null for the artifact's")
+    since: datetime = Field(description="when it came into use here")
+
+
 class Served(Manifest):
     """A model's manifest, and where it runs."""
 
     device: str
     providers: list[str]
     device_fallback: str | None = Field(description="why CUDA was wanted and the CPU is used, where that is so")
+    calibration_source: Literal["artifact", "state"] | None = Field(
+        description="state: calibrated while serving; null: not calibrated"
+    )
+    calibration_in_use: InUse | None
     drift: Drift | None = Field(description="null where it isn't watched: uncalibrated, or switched off")
 
 
@@ -83,12 +99,28 @@ def described(model: Model) -> dict[str, Any]:
     """A manifest as served."""
     engine = model.engine
     device = {"device": engine.device, "providers": engine.providers, "device_fallback": engine.fallback}
-    drift = _drift(model.footing) if model.footing else None
-    return {
-        **model.manifest.model_dump(mode="json"),
-        **device,
+    footing = model.footing
+    in_use, drift = (_in_use(footing), _drift(footing)) if footing else (None, None)
+    calibration = {
+        "calibration_source": footing.source if footing else None,
+        "calibration_in_use": in_use.model_dump(mode="json") if in_use else None,
         "drift": drift.model_dump(mode="json") if drift else None,
     }
+    return {**model.manifest.model_dump(mode="json"), **device, **calibration}
+
+
+def _in_use(footing: Footing) -> InUse:
+    """The facts of a calibration in use."""
+    references = footing.references
+    return InUse(
+        n=references.n,
+        seed=footing.bank.seed,
+        draws=footing.bank.draws,
+        score=references.chosen,
+        smallest_p=references.scores[references.chosen].smallest_p,
+        made=footing.made,
+        since=footing.since,
+    )
 
 
 def _drift(footing: Footing) -> Drift | None:

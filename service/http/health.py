@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from service.door import Door
 from service.metrics import Metrics
-from service.models import Model, Models
+from service.models import Models
 
 
 class Condition(BaseModel):
@@ -57,8 +57,7 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
         request.scope["visit"].operation = "metrics"
         metrics.ready.set(not unready())
         metrics.inside.set(door.inside)
-        for model in models.all():
-            _show_drift(metrics, model)
+        _show_calibrations(metrics, models)
         return Response(metrics.text(), headers={"content-type": metrics.content_type})
 
     def unready() -> list[str]:
@@ -67,13 +66,20 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
     return routes
 
 
-def _show_drift(metrics: Metrics, model: Model) -> None:
-    """What the watch over a model's scores says now; asked when it is read, since it costs nothing then."""
-    if model.footing and (watch := model.footing.watch):
+def _show_calibrations(metrics: Metrics, models: Models) -> None:
+    """What p-values rest on, and what the watches over them say; asked only when it is read."""
+    gauges = (metrics.calibration_rows, metrics.drift_log_wealth, metrics.drift_rows, metrics.drift_alarm)
+    for gauge in gauges:
+        gauge.clear()
+    for model in models.all():
         where = (model.manifest.name, str(model.manifest.version))
-        metrics.drift_log_wealth.labels(*where).set(watch.log_wealth)
-        metrics.drift_rows.labels(*where).set(watch.rows)
-        metrics.drift_alarm.labels(*where).set(watch.alarm)
+        if model.footing is None:
+            continue
+        metrics.calibration_rows.labels(*where, model.footing.source).set(model.footing.references.n)
+        if watch := model.footing.watch:
+            metrics.drift_log_wealth.labels(*where).set(watch.log_wealth)
+            metrics.drift_rows.labels(*where).set(watch.rows)
+            metrics.drift_alarm.labels(*where).set(watch.alarm)
 
 
 def _said(name: str, reasons: list[str]) -> Response:
