@@ -25,6 +25,7 @@ from service.errors import ArtifactRefused
 from training import config, graphs, independence, objective
 from training.config import Unusable
 from training.fit import Fitted
+from training.likelihoods import Mixed
 from training.vae import VAE
 
 Array = NDArray[Any]
@@ -252,8 +253,9 @@ def _manifest(
         "family": likelihood.family,
         "parameters": list(likelihood.parameter_names),
         "mean": "expectation",
-        "support": data.support,
+        "support": likelihood.support,
         "base_measure": likelihood.base_measure,
+        "blocks": likelihood.blocks if isinstance(likelihood, Mixed) else None,
         "units": likelihood.units,
         "features": list(data.features) if data.features else None,
         "training": training,

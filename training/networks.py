@@ -49,16 +49,18 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z, (rows, d) → the likelihood's heads, (rows, heads, D)."""
+    """z, (rows, d) → the likelihood's heads, (rows, heads, D); a mixed table has them all in one row."""
 
-    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: int) -> None:
+    def __init__(
+        self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: tuple[int, int]
+    ) -> None:
         super().__init__()
-        self.heads, self.size = heads, int(torch.Size(event_shape).numel())
+        self.heads = heads
         self.body = _decoder_body(wanted, event_shape, latent_size, heads)
 
     def forward(self, z: Tensor) -> Tensor:
         """The heads."""
-        heads: Tensor = self.body(z).reshape(z.shape[0], self.heads, self.size)
+        heads: Tensor = self.body(z).reshape(z.shape[0], *self.heads)
         return heads
 
 
@@ -73,16 +75,17 @@ def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int
     return nn.Sequential(*halving, nn.Flatten(), *_dense([wanted.sizes[-1] * height * width, wanted.dense, out]))
 
 
-def _decoder_body(wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: int) -> nn.Sequential:
-    size = int(torch.Size(event_shape).numel())
+def _decoder_body(
+    wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: tuple[int, int]
+) -> nn.Sequential:
     if isinstance(wanted, config.Mlp):
-        return _dense([latent_size, *wanted.sizes, heads * size])
+        return _dense([latent_size, *wanted.sizes, heads[0] * heads[1]])
     height, width = _smallest(event_shape, len(wanted.sizes))
     first = wanted.sizes[0]
     doubling: list[nn.Module] = [nn.ReLU(), nn.Unflatten(1, (first, height, width))]
     for before, after in itertools.pairwise((*wanted.sizes, wanted.sizes[-1])):
         doubling += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-    doubling += [nn.Conv2d(wanted.sizes[-1], heads, 3, padding=1), nn.Flatten()]
+    doubling += [nn.Conv2d(wanted.sizes[-1], heads[0], 3, padding=1), nn.Flatten()]
     return nn.Sequential(*_dense([latent_size, wanted.dense, first * height * width]), *doubling)
 
 

@@ -40,8 +40,13 @@ class VAE(nn.Module):
         """log p(x_j|z) of each number of x at each of its draws, z (rows, k, d) → (rows, k, D), float64."""
         rows, draws, latent_size = z.shape
         parameters = self.parameters_at(z.reshape(rows * draws, latent_size))
-        each = {name: _per_draw(value, rows, draws) for name, value in parameters.items()}
+        each = {name: self._per_draw(name, value, rows, draws) for name, value in parameters.items()}
         return self.likelihood.log_prob(x.flatten(1).unsqueeze(1), each)
+
+    def _per_draw(self, name: str, value: Tensor, rows: int, draws: int) -> Tensor:
+        """(rows·draws, D, …) → (rows, draws, D, …); what no row differs in stays (D, …)."""
+        shared = value.dim() == len(self.likelihood.parameter_shape(name, (1,)))
+        return value if shared else value.reshape(rows, draws, *value.shape[1:])
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), z (rows, k, d) → (rows, k), float64."""
@@ -52,11 +57,7 @@ def build(run: Run, data: DataSet) -> VAE:
     """A VAE with fresh weights, the same for the same seed; Unusable where the run's parts don't go together."""
     torch.manual_seed(run.seed)
     likelihood = likelihoods.build(run.likelihood, data)
-    encoder = Encoder(run.encoder, data.event_shape, run.latent_size)
-    decoder = Decoder(run.decoder, data.event_shape, run.latent_size, likelihood.heads)
+    encoder = Encoder(run.encoder, likelihood.input_shape(data.event_shape), run.latent_size)
+    heads = likelihood.head_shape(int(torch.Size(data.event_shape).numel()))
+    decoder = Decoder(run.decoder, data.event_shape, run.latent_size, heads)
     return VAE(encoder, decoder, likelihood, data.event_shape)
-
-
-def _per_draw(value: Tensor, rows: int, draws: int) -> Tensor:
-    """(rows·draws, D) → (rows, draws, D); what no row differs in stays (D,)."""
-    return value if value.dim() == 1 else value.reshape(rows, draws, value.shape[-1])
