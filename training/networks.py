@@ -39,10 +39,15 @@ class Encoder(nn.Module):
     """Standardised x, (rows, channels·D) → q(z|x). With two channels the second says which values are seen."""
 
     def __init__(
-        self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, channels: int = 1
+        self,
+        wanted: config.Network,
+        input_shape: tuple[int, ...],
+        latent_size: int,
+        seen: tuple[int, ...] | None = None,
     ) -> None:
+        """seen: the shape of what says, beside the input, which values are there; None where all must be."""
         super().__init__()
-        self.body = _encoder_body(wanted, event_shape, 2 * latent_size, channels)
+        self.body = _encoder_body(wanted, input_shape, 2 * latent_size, seen)
 
     def forward(self, x: Tensor) -> DiagonalNormal:
         """The posterior, its log scale softly bounded."""
@@ -51,40 +56,46 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z, (rows, d) → the likelihood's heads, (rows, heads, D)."""
+    """z, (rows, d) → the likelihood's heads, (rows, heads, D); a mixed table has them all in one row."""
 
-    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: int) -> None:
+    def __init__(
+        self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: tuple[int, int]
+    ) -> None:
         super().__init__()
-        self.heads, self.size = heads, int(torch.Size(event_shape).numel())
+        self.heads = heads
         self.body = _decoder_body(wanted, event_shape, latent_size, heads)
 
     def forward(self, z: Tensor) -> Tensor:
         """The heads."""
-        heads: Tensor = self.body(z).reshape(z.shape[0], self.heads, self.size)
+        heads: Tensor = self.body(z).reshape(z.shape[0], *self.heads)
         return heads
 
 
-def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int, channels: int) -> nn.Sequential:
-    size = channels * int(torch.Size(event_shape).numel())
+def _encoder_body(
+    wanted: config.Network, input_shape: tuple[int, ...], out: int, seen: tuple[int, ...] | None
+) -> nn.Sequential:
     if isinstance(wanted, config.Mlp):
+        size = sum(int(torch.Size(shape).numel()) for shape in (input_shape, seen) if shape)
         return _dense([size, *wanted.sizes, out])
-    height, width = _smallest(event_shape, len(wanted.sizes))
-    halving: list[nn.Module] = [nn.Unflatten(1, (channels, *event_shape))]
+    height, width = _smallest(input_shape, len(wanted.sizes))
+    channels = 2 if seen else 1
+    halving: list[nn.Module] = [nn.Unflatten(1, (channels, *input_shape))]
     for before, after in itertools.pairwise((channels, *wanted.sizes)):
         halving += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*halving, nn.Flatten(), *_dense([wanted.sizes[-1] * height * width, wanted.dense, out]))
 
 
-def _decoder_body(wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: int) -> nn.Sequential:
-    size = int(torch.Size(event_shape).numel())
+def _decoder_body(
+    wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: tuple[int, int]
+) -> nn.Sequential:
     if isinstance(wanted, config.Mlp):
-        return _dense([latent_size, *wanted.sizes, heads * size])
+        return _dense([latent_size, *wanted.sizes, heads[0] * heads[1]])
     height, width = _smallest(event_shape, len(wanted.sizes))
     first = wanted.sizes[0]
     doubling: list[nn.Module] = [nn.ReLU(), nn.Unflatten(1, (first, height, width))]
     for before, after in itertools.pairwise((*wanted.sizes, wanted.sizes[-1])):
         doubling += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-    doubling += [nn.Conv2d(wanted.sizes[-1], heads, 3, padding=1), nn.Flatten()]
+    doubling += [nn.Conv2d(wanted.sizes[-1], heads[0], 3, padding=1), nn.Flatten()]
     return nn.Sequential(*_dense([latent_size, wanted.dense, first * height * width]), *doubling)
 
 

@@ -242,7 +242,8 @@ def _member(recipe: Recipe, u: Doubles, *, free: bool) -> VAE:
     network = config.Mlp(kind="mlp", sizes=[recipe.hidden])
     likelihood = ScaledNormal(u, recipe.smallest_scale, free=free)
     encoder = Encoder(network, (columns,), latent_size)
-    return VAE(encoder, Decoder(network, (columns,), latent_size, likelihood.heads), likelihood, (columns,))
+    decoder = Decoder(network, (columns,), latent_size, (likelihood.heads, columns))
+    return VAE(encoder, decoder, likelihood, (columns,))
 
 
 def _fit(stack: Stack, u: Tensor, recipe: Recipe, generator: torch.Generator) -> Doubles:

@@ -16,7 +16,7 @@ class VAE(nn.Module):
     """q(z|x), p(x|z) and the prior p(z) = N(0, I). x: (rows, *event); z: (rows, d).
 
     With a stand-in, one value a feature on the support, (D,), values of x may be missing: NaN. The encoder then sees
-    0 there and beside it which values it sees, and the likelihood's terms of missing values are exactly 0, so
+    the stand-in there and beside it which values are there, and the likelihood's terms of missing ones are exactly 0:
 
         E_q[Σ_observed log p(x_j|z)] − KL(q(z|x_observed) ‖ p(z)) ≤ log p(x_observed)
 
@@ -48,7 +48,7 @@ class VAE(nn.Module):
         filled, seen = self._without_holes(x)
         standard = self.likelihood.standardised(filled, self.dtype)
         if seen is not None:
-            standard = torch.cat((torch.where(seen, standard, 0.0), seen.to(self.dtype)), -1)
+            standard = torch.cat((standard, seen.to(self.dtype)), -1)
         q: DiagonalNormal = self.encoder(standard)
         return q
 
@@ -63,10 +63,15 @@ class VAE(nn.Module):
         """
         rows, draws, latent_size = z.shape
         parameters = self.parameters_at(z.reshape(rows * draws, latent_size))
-        each = {name: _per_draw(value, rows, draws) for name, value in parameters.items()}
+        each = {name: self._per_draw(name, value, rows, draws) for name, value in parameters.items()}
         filled, seen = self._without_holes(x)
         terms = self.likelihood.log_prob(filled.unsqueeze(1), each)
         return terms if seen is None else torch.where(seen.unsqueeze(1), terms, 0.0)
+
+    def _per_draw(self, name: str, value: Tensor, rows: int, draws: int) -> Tensor:
+        """(rows·draws, D, …) → (rows, draws, D, …); what no row differs in stays (D, …)."""
+        shared = value.dim() == len(self.likelihood.parameter_shape(name, (1,)))
+        return value if shared else value.reshape(rows, draws, *value.shape[1:])
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), z (rows, k, d) → (rows, k), float64."""
@@ -86,11 +91,7 @@ def build(run: Run, data: DataSet) -> VAE:
     torch.manual_seed(run.seed)
     likelihood = likelihoods.build(run.likelihood, data.without_holes())
     stand_in = torch.from_numpy(missing.stand_in(data.splits["fit"]).reshape(-1)) if run.missing else None
-    encoder = Encoder(run.encoder, data.event_shape, run.latent_size, channels=1 if stand_in is None else 2)
-    decoder = Decoder(run.decoder, data.event_shape, run.latent_size, likelihood.heads)
-    return VAE(encoder, decoder, likelihood, data.event_shape, stand_in)
-
-
-def _per_draw(value: Tensor, rows: int, draws: int) -> Tensor:
-    """(rows·draws, D) → (rows, draws, D); what no row differs in stays (D,)."""
-    return value if value.dim() == 1 else value.reshape(rows, draws, value.shape[-1])
+    shape, size = data.event_shape, int(torch.Size(data.event_shape).numel())
+    encoder = Encoder(run.encoder, likelihood.input_shape(shape), run.latent_size, seen=shape if run.missing else None)
+    decoder = Decoder(run.decoder, shape, run.latent_size, likelihood.head_shape(size))
+    return VAE(encoder, decoder, likelihood, shape, stand_in)

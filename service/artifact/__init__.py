@@ -8,7 +8,7 @@
 """
 
 from service.artifact.calibrated import Calibration, Choice, ScoreFacts
-from service.artifact.density import FAMILIES, Feature, Support
+from service.artifact.density import FAMILIES, Block, Feature, Measure, Support, joint_measure
 from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, unpack, verify, write
 from service.artifact.graphs import Array, Arrays, Graph, graphs
 from service.artifact.manifest import CALIBRATION, CONFIG, FILE, GOLDEN, MANIFEST, NAME, Manifest, Prior
@@ -26,6 +26,7 @@ __all__ = [
     "Array",
     "Arrays",
     "Artifact",
+    "Block",
     "Calibration",
     "Choice",
     "Feature",
@@ -33,6 +34,7 @@ __all__ = [
     "Golden",
     "Graph",
     "Manifest",
+    "Measure",
     "Parity",
     "Prior",
     "ScoreFacts",
@@ -43,6 +45,7 @@ __all__ = [
     "digest_rows",
     "dump",
     "graphs",
+    "joint_measure",
     "pack",
     "read",
     "rewrite",

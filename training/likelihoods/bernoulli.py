@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.artifact import Support
 from training.config import Unusable
 from training.likelihoods.base import Likelihood, Parameters, aligned, softplus
 
@@ -19,7 +20,9 @@ class Bernoulli(Likelihood):
     continuous Bernoulli).
     """
 
-    family, parameter_names, heads, base_measure = "bernoulli", ("logits",), 1, "counting"
+    family, parameter_names, heads = "bernoulli", ("logits",), 1
+    base_measure = "counting"
+    support = Support(kind="levels", lowest=0.0, highest=1.0, step=1.0)
     units = "nats; log of a probability mass over the values 0 and 1"
 
     def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:

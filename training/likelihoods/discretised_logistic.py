@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.artifact import Support
 from training.config import Unusable
-from training.likelihoods.base import Likelihood, Parameters, aligned, softclip, softplus, together
+from training.likelihoods.base import Likelihood, Parameters, aligned, softclip, softplus, together, uniforms
 
 LEVELS_AT_ONCE = 16  # of the sum that is the mean; bounds its memory
 
@@ -29,13 +30,15 @@ class DiscretisedLogistic(Likelihood):
     Salimans et al. 2017 (PixelCNN++), whose clamped form this is not.
     """
 
-    family, parameter_names, heads, base_measure = "discretised_logistic", ("loc", "scale"), 2, "counting"
+    family, parameter_names, heads = "discretised_logistic", ("loc", "scale"), 2
+    base_measure = "counting"
     units = "nats; log of a probability mass over the levels of x"
 
     def __init__(self, levels: tuple[float, float, float], smallest_scale: float = 0.1) -> None:
         """levels: (lowest, highest, step). smallest_scale: in steps."""
         super().__init__()
         self.lowest, self.highest, self.step = levels
+        self.support = Support(kind="levels", lowest=levels[0], highest=levels[1], step=levels[2])
         self.middle, self.reach = (self.lowest + self.highest) / 2, (self.highest - self.lowest) / 2
         count = (self.highest - self.lowest) / self.step + 1
         self.bounds = math.log(smallest_scale), math.log(2 * count)
@@ -83,13 +86,12 @@ class DiscretisedLogistic(Likelihood):
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         """A logistic draw, loc + scale·logit(u), rounded to the nearest level."""
         loc, scale = together(parameters)
-        u = torch.rand(loc.shape, dtype=torch.float64, generator=generator)
+        u = uniforms(loc.shape, generator)
         steps = torch.round((loc + scale * torch.logit(u) - self.lowest) / self.step)
         return (self.lowest + self.step * steps).clamp(self.lowest, self.highest)
 
     def check(self, rows: NDArray[np.generic]) -> None:
         """Refuse values between levels or outside them."""
-        steps = (rows.astype(np.float64) - self.lowest) / self.step
-        if rows.min() < self.lowest or rows.max() > self.highest or (steps != np.round(steps)).any():
+        if (self.support.off(rows) | ~np.isfinite(rows)).any():
             raise Unusable(f"likelihood discretised_logistic: the data leaves the levels {self.lowest:g}, "
                            f"{self.lowest + self.step:g}, …, {self.highest:g}")  # fmt: skip
