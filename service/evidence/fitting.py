@@ -63,14 +63,17 @@ def by_regression(z: Doubles, log_weight: Doubles, joint: Doubles, near: Normal)
 def _features(white: Doubles, draws: int) -> tuple[Doubles, bool]:
     """1, u, u² and, where there are draws enough, the products of two; orthonormal under a standard normal."""
     rows, d, _ = white.shape
-    squares = (white * white - 1.0) / math.sqrt(2.0)
-    parts = [np.ones((rows, 1, white.shape[2])), white, squares]
     count = (d + 1) * (d + 2) // 2
     whole = count <= min(MOST_COEFFICIENTS, draws)
-    if whole and d > 1:
-        first, second = np.triu_indices(d, 1)
-        parts.append(white[:, first] * white[:, second])
-    return np.concatenate(parts, axis=1), whole
+    features = np.empty((rows, count if whole else 2 * d + 1, draws))
+    features[:, 0] = 1.0
+    features[:, 1 : d + 1] = white
+    features[:, d + 1 : 2 * d + 1] = (white * white - 1.0) / math.sqrt(2.0)
+    at = 2 * d + 1
+    for latent in range(d - 1 if whole else 0):  # in the order of triu_indices
+        np.multiply(white[:, latent, None], white[:, latent + 1 :], out=features[:, at : at + d - 1 - latent])
+        at += d - 1 - latent
+    return features, whole
 
 
 def _regress(features: Doubles, values: Doubles, weights: Doubles, effective: Doubles) -> Doubles:

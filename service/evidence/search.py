@@ -91,9 +91,9 @@ def shared(normals: tuple[Normal, ...], pool: Pool) -> tuple[Proposal, Doubles]:
     shares = np.tile(HALF, (len(each), 1))
     relative = np.exp(each - each.max(1, keepdims=True))
     for _ in range(ROUNDS):
-        held = relative * shares[:, :, None]
-        held *= (weights / held.sum(1))[:, None, :]
-        shares = 0.5 * HALF + 0.5 * held.sum(-1)
+        mixture = shares[:, None, :] @ relative  # (rows, 1, draws)
+        held = relative @ (weights[:, None, :] / mixture).transpose(0, 2, 1)  # (rows, parts, 1)
+        shares = 0.5 * HALF + 0.5 * shares * held[:, :, 0]
     shares /= shares.sum(-1, keepdims=True)
     return Proposal(normals, shares), log_sum(each + np.log(shares)[:, :, None])
 
