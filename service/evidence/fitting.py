@@ -86,7 +86,7 @@ def by_regression(z: Doubles, log_weight: Doubles, joint: Doubles, near: Normal)
 
     In the coordinates of another normal, and shrunk to it by as much as the residuals say. joint: (rows, draws).
     """
-    rows, d, draws = z.shape
+    _, d, draws = z.shape
     white = near.whitened(z)
     features, whole = _features(white, draws)
     weights, effective = tempered(log_weight, min(PER_COEFFICIENT * features.shape[1], 0.6 * draws))

@@ -62,7 +62,7 @@ class Pool:
         return self.joint - self.reach
 
 
-def search(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
+def adapt(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
     """A proposal for the last stage, from the mean and scale of q, (rows, d); yields draws and is sent log p(x, z)."""
     q, prior = Normal(mean, scale, (1.0, 2.0)), Normal(np.zeros_like(mean), np.ones_like(mean))
     wide = Normal(mean, scale, (1.0, 2.0, 4.0))
