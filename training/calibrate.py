@@ -36,7 +36,7 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     folder isn't what its manifest says; Unusable where the data no longer gives the rows that were set aside.
     """
     found = artifact.read(folder)
-    validation, rows = held_out(found.manifest, "validation"), held_out(found.manifest, "calibration")
+    validation, rows = held_out_rows(found.manifest, "validation"), held_out_rows(found.manifest)
     references, chosen, bank = asyncio.run(refer(folder, validation, rows, scored))
     hold_to_seed(bank)
     facts = operations.facts(found.manifest, rows, bank, references, chosen)
@@ -54,7 +54,7 @@ def hold_to_seed(bank: noise.Bank) -> None:
         raise Unusable(f"the noise used is not what seed {bank.seed} makes here; another SciPy may have made it")
 
 
-def held_out(manifest: Manifest, split: data.SplitName) -> Rows:
+def held_out_rows(manifest: Manifest, split: data.SplitName = "calibration") -> Rows:
     """A split that was set aside, made again from the run in the manifest and held to its digest."""
     run = config.check(manifest.training.config, f"{artifact.MANIFEST}: training.config")
     dataset = data.load(run.data)

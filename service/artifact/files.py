@@ -172,6 +172,9 @@ def _check_arrays(artifact: Artifact) -> None:
 
 def _check_calibration(arrays: Arrays, manifest: Manifest, facts: Calibration) -> None:
     """Refuse calibration arrays that aren't those that the manifest lists, or that can't be what they are."""
+    for name, digest in facts.graphs.items():
+        if name not in manifest.files or manifest.files[name].sha256 != digest:
+            raise ArtifactRefused(f"the calibration was made with another {name}; calibrate again")
     wanted: dict[str, tuple[int, ...]] = {"scores": (facts.n,), "noise": (facts.draws, manifest.latent_size)}
     for name, score in facts.named.items():
         wanted |= {} if name == "elbo" else {f"scores.{name}": (facts.n,)}

@@ -8,7 +8,6 @@ from pydantic import BaseModel, Field
 
 from service import operations
 from service.artifact import Array
-from service.errors import invalid
 from service.http.exchange import Desk, Fields, Operation
 from service.http.latents import INPUTS, Answered
 from service.http.telemetry import Visit
@@ -24,7 +23,7 @@ class Score(Fields):
 
     draws: int = Field(UNSAID, ge=1, description="draws from q(z|x) a row; default: as calibrated, else 16")
     seed: int = Field(UNSAID, ge=0, lt=SEEDS, description="of the noise bank; default: as calibrated, else 0")
-    alpha: float = Field(0.05, gt=0, lt=1, description="anomaly is p_value ≤ alpha; not beside fdr")
+    alpha: float = Field(0.05, gt=0, lt=1, description="anomaly is p_value ≤ alpha; with fdr it decides nothing")
     fdr: float | None = Field(
         None,
         gt=0,
@@ -89,8 +88,6 @@ async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visi
     """The ELBO of each row with its error, and where it stands among held-out rows."""
     draws = asked.draws or model.draws
     desk.count(visit, rows, draws)
-    if asked.fdr is not None and "alpha" in asked.model_fields_set:
-        raise invalid("/alpha", "is given beside fdr, which decides without it; leave one out")
     found = await operations.score(
         model,
         rows,

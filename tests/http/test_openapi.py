@@ -105,7 +105,15 @@ QUERIES: dict[str, dict[str, Any]] = {
     "encode": {"draws": 2, "seed": 1},
     "decode": {"output": "sample", "seed": 1},
     "reconstruct": {"draws": 1, "seed": 1},
-    "score": {"draws": 16, "seed": 0, "alpha": 0.1, "explain": "true"},
+    "score": {
+        "draws": 16,
+        "seed": 0,
+        "alpha": 0.1,
+        "fdr": 0.1,
+        "correction": "simes",
+        "confidence": 0.9,
+        "explain": "true",
+    },
 }
 
 
