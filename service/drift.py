@@ -29,6 +29,7 @@ POWERS = (0.25, 0.5, 0.75)  # κ of the densities κ·u^(κ−1): towards low sc
 WINDOWS = (32.0, 256.0, 2048.0, 16384.0, math.inf)  # rows that a learned bet remembers
 PRIOR = 32.0  # rows that a learned bet's start at P_t weighs
 BLOCK = 256  # rows that are counted at once
+FEW = 2  # rows that are counted sooner one by one
 RECENT = 1  # of WINDOWS: the one that `recent` speaks of
 TIES = 7_919  # the seed that ties are broken with
 
@@ -51,6 +52,7 @@ class Watch:
         self._keys = np.sort(group + self._ties.random(len(reference)))  # (n,): a score's place, and its lot among ties
         self._last = _last_cells(len(reference) + 1)  # (bins,)
         self._cells = np.diff(self._last, prepend=-1).astype(np.float64)  # (bins,), c_b
+        self._total = float(len(reference) + 1)
         self._low, high = np.searchsorted(self._last, np.ceil(np.multiply(TAILS, len(reference) + 1)) - 1).tolist()
         self._high = min(high + 1, len(self._last) - 1)
         self._shapes = _shapes(self._last)  # (shapes, bins)
@@ -73,8 +75,12 @@ class Watch:
         """Bet on scores in the order in which they came, NaN left out; whether they have raised the alarm."""
         before = self.alarm
         bins = np.searchsorted(self._last, self.places(scores[~np.isnan(scores)]))
-        for start in range(0, len(bins), BLOCK):
-            self._bet(bins[start : start + BLOCK])
+        if len(bins) <= FEW:
+            for place in bins.tolist():
+                self._bet_one(place)
+        else:
+            for start in range(0, len(bins), BLOCK):
+                self._bet(bins[start : start + BLOCK])
         return self.alarm and not before
 
     def recent(self) -> tuple[float, float] | None:
@@ -98,7 +104,7 @@ class Watch:
         """Bet on a block of rows, and remember them."""
         rows = self.rows + np.arange(len(bins), dtype=np.float64)  # (rows,), m before each
         before, total = self._remember(bins)  # (rows, windows), (rows, windows)
-        urn = (self._cells[bins] + before[:, -1]) / (self._cells.sum() + rows)  # (rows,), P_t(b_t)
+        urn = (self._cells[bins] + before[:, -1]) / (self._total + rows)  # (rows,), P_t(b_t)
         learned = (PRIOR + before / urn[:, None]) / (PRIOR + total)  # q = (PRIOR·P + counts) / (PRIOR + total)
         won = np.log(np.concatenate([self._named(bins, rows), learned], axis=1))  # (rows, bets), log q_t/P_t
         so_far = np.cumsum(won, axis=0)
@@ -110,6 +116,22 @@ class Watch:
         self.rows += len(bins)
         self.log_wealth = float(wealth[-1])
         self.highest = max(self.highest, float(wealth.max()))
+
+    def _bet_one(self, place: int) -> None:
+        """The same for one row, which most requests are; see `_bet`."""
+        cells, before, drawn = self._total + self.rows, self._counts[:, place], self._shapes[:, place]
+        urn = (self._cells[place] + before[-1]) / cells
+        named, learned = drawn * (cells / self._norms), (PRIOR + before / urn) / (PRIOR + self._counts.sum(1))
+        waited, waits = 1.0 / (1.0 + math.log1p(self.rows)), 1.0 / (1.0 + math.log1p(self.rows + 1.0))
+        begun = math.log1p(1.0 / (1.0 + self.rows)) * waited * waits / len(self._bets)
+        self._bets = np.log(np.concatenate([named, learned])) + np.logaddexp(self._bets, math.log(begun))
+        top = max(float(self._bets.max()), 0.0)
+        self.log_wealth = top + math.log(float(np.exp(self._bets - top).sum()) + waits * math.exp(-top))
+        self.highest = max(self.highest, self.log_wealth)
+        self._counts *= self._decay[:, None]
+        self._counts[:, place] += 1.0
+        self._norms += drawn
+        self.rows += 1
 
     def _remember(self, bins: Places) -> tuple[Doubles, Doubles]:
         """What each window holds before each row: rows in that row's bin, and rows in all; (rows, windows) each."""
@@ -129,7 +151,7 @@ class Watch:
         drawn = self._shapes[:, bins].T
         norms = np.cumsum(np.concatenate([self._norms[None], drawn]), axis=0)  # (rows + 1, shapes)
         self._norms = norms[-1]
-        return np.asarray(drawn * (self._cells.sum() + rows)[:, None] / norms[:-1])
+        return np.asarray(drawn * (self._total + rows)[:, None] / norms[:-1])
 
 
 def _last_cells(cells: int) -> Places:

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -123,28 +123,25 @@ def prepare(
         calibration=calibration,
     )
     folder = state / digest
+    prepared = Prepared(folder, facts, folder / f".writing-{secrets.token_hex(8)}", _named(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, content).replace(folder / facts.file)
+        _write(prepared.written, content)
+        prepared.written.replace(folder / facts.file)
+        _write(prepared.written, facts.model_dump_json(indent=2).encode() + b"\n")
         _sync(folder)
-        written = _write(folder, facts.model_dump_json(indent=2).encode() + b"\n")
-        return Prepared(folder, facts, written, _named(folder))
     except OSError as error:
+        prepared.discard()
         raise _unkept(error) from error
+    return prepared
 
 
-def _write(folder: Path, content: bytes) -> Path:
-    """A file of a new name that is on the disk; nothing is left where that fails."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return Path(name)
+def _write(path: Path, content: bytes) -> None:
+    """Write a file to the disk itself."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _sync(folder: Path) -> None:

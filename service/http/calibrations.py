@@ -46,7 +46,7 @@ async def calibrate(desk: Desk, model: Model, _: Calibrate, rows: Array, visit: 
         "draws": found.bank.draws,
         "score": found.references.chosen,
         "smallest_p": found.references.scores[found.references.chosen].smallest_p,
-        "made": found.made,
+        "made": found.since.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "digest": model.digest,
     }
 

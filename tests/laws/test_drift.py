@@ -112,16 +112,18 @@ def test_a_change_is_found_early_or_late(change: str, start: int) -> None:
 
 
 def test_how_rows_are_cut_changes_nothing_but_rounding() -> None:
-    """A thousand rows one by one, or at once."""
+    """A thousand rows one by one, in small parts, or at once."""
     g = np.random.default_rng(5)
     reference, scores = np.sort(g.normal(size=99)), g.normal(0.1, size=3 * BLOCK + 7)
-    whole, parts = Watch(reference, 0.01), Watch(reference, 0.01)
+    whole = Watch(reference, 0.01)
     whole.see(scores)
-    for start in range(len(scores)):
-        parts.see(scores[start : start + 1])
-    assert parts.rows == whole.rows == len(scores)
-    assert parts.log_wealth == pytest.approx(whole.log_wealth, abs=1e-9)
-    assert parts.highest == pytest.approx(whole.highest, abs=1e-9)
+    for size in (1, 2, 3, 7, 100):
+        parts = Watch(reference, 0.01)
+        for start in range(0, len(scores), size):
+            parts.see(scores[start : start + size])
+        assert parts.rows == whole.rows == len(scores)
+        assert parts.log_wealth == pytest.approx(whole.log_wealth, abs=1e-9)
+        assert parts.highest == pytest.approx(whole.highest, abs=1e-9)
 
 
 def test_a_watch_stays_finite_however_strange_the_rows() -> None:
@@ -133,7 +135,9 @@ def test_a_watch_stays_finite_however_strange_the_rows() -> None:
     assert watch.rows == 0
     assert watch.see(np.full(50_000, -np.inf))
     watch.see(np.full(500, np.inf))
-    assert watch.rows == 50_500
+    for _ in range(500):
+        watch.see(np.array([0.5]))
+    assert watch.rows == 51_000
     assert math.isfinite(watch.log_wealth)
     assert watch.highest >= watch.threshold == pytest.approx(math.log(1000))
 
