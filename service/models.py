@@ -277,14 +277,16 @@ def _calibrated(found: Artifact) -> tuple[Reference | None, noise.Bank | None]:
     if facts is None or found.calibration is None:
         return None, None
     bank = noise.Bank(facts.seed, found.calibration["noise"].astype(np.float32), noise.groups(facts.draws))
-    if facts.estimator != (wanted := estimator(bank)):
+    wanted = estimator(bank)
+    # The stored noise is used as it is, so a bank made as they once were, of Sobol scrambles, is as good as ever.
+    if facts.estimator != wanted and (facts.estimator, wanted) != ("sobol_scrambles_4", "frames_4"):
         raise ArtifactRefused(f"calibration.estimator is {facts.estimator}; {facts.draws} draws are {wanted}")
     return fit(found.calibration["scores"]), bank
 
 
-def estimator(bank: noise.Bank) -> Literal["sobol_scrambles_4", "plain"]:
+def estimator(bank: noise.Bank) -> Literal["frames_4", "plain"]:
     """What a manifest calls the way in which a bank's draws are made."""
-    return "sobol_scrambles_4" if len(bank.groups) < bank.draws else "plain"
+    return "frames_4" if len(bank.groups) < bank.draws else "plain"
 
 
 @asynccontextmanager
