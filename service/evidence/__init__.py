@@ -14,7 +14,7 @@ import numpy as np
 
 from service.evidence.estimate import Estimate, estimate
 from service.evidence.plan import Plan, plan
-from service.evidence.proposal import Doubles, Singles, transposed
+from service.evidence.proposal import Doubles, Singles, log_sum, transposed
 from service.evidence.search import search
 
 __all__ = ["Estimate", "Plan", "estimate", "evaluate", "plan", "steps"]
@@ -29,8 +29,10 @@ def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Gener
     proposal = yield from search(mean, scale, plan)
     draws = proposal.draw(*plan.estimate())
     joint = yield draws
-    log_weights = np.asarray(joint, np.float64) - proposal.log_density(transposed(draws))
-    return estimate(log_weights, plan.groups, confidence)
+    parts = proposal.log_parts(transposed(draws))
+    density = log_sum(parts)
+    controls = np.exp(parts[:, 1:] - density[:, None]) - proposal.shares[:, 1:, None]
+    return estimate(np.asarray(joint, np.float64) - density, plan.groups, confidence, controls)
 
 
 def evaluate(
