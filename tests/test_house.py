@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "artifact", "noise", "families", "scoring"}
+LEAVES = {"errors", "artifact", "frames", "noise", "families", "scoring"}
 LEAVES |= {"anomaly", "calibration", "conditional", "drift", "evidence"}
 # Who may import what inside the service, leaves aside. http → operations → models → batcher → engine.
 ARROWS = {
     "errors": set[str](),
     "artifact": {"errors"},
-    "noise": set[str](),
+    "frames": set[str](),
+    "noise": {"frames"},
     "families": {"artifact"},
     "scoring": {"noise"},
     "evidence": {"noise"},

@@ -113,6 +113,8 @@ async def calibrate(models: Models, model: Model, inputs: Array, keeping: Keepin
         found = footing.renewed(references, bank, keeping.false_alarm, made)
         arrays: dict[str, Array] = {**calibration.arrays(references), "noise": bank.noise}
         said = facts(model.manifest, x, bank, references, choice)
+        if before:  # its stored noise goes on being used, however it was made
+            said = said.model_copy(update={"estimator": before.estimator})
         writing = asyncio.ensure_future(
             asyncio.to_thread(state.prepare, keeping.folder, model.digest, model.manifest, said, arrays, made)
         )
