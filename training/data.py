@@ -22,8 +22,9 @@ FEWEST = 20  # rows of a file
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Rows of one kind. `anomalies`: rows of another kind, in the same units, that no model is ever fitted to.
+    """Rows of one kind. `support` is what the source says of its values; what is modelled is the likelihood's.
 
+    `anomalies`: rows of another kind, in the same units, that no model is ever fitted to.
     Splits: fit; validation (stopping, choices); calibration (the reference scores); test (what we report). They are
     disjoint by value: a row that occurs twice in the source is taken once, or it could stand in two of them.
     """
@@ -78,6 +79,8 @@ def load(wanted: config.Data) -> DataSet:
             return digits(wanted)
         case config.BreastCancer():
             return breast_cancer(wanted)
+        case config.Diabetes():
+            return diabetes(wanted)
         case config.File():
             return file(wanted)
 
@@ -130,6 +133,29 @@ def breast_cancer(wanted: config.BreastCancer) -> DataSet:
     )
 
 
+# As in the source's table: name and unit, where it gives one.
+DIABETES = (
+    *(("age", "years"), ("sex", None), ("bmi", "kg/m²"), ("blood pressure", "mmHg"), ("total cholesterol", "mg/dl")),
+    *(("ldl", "mg/dl"), ("hdl", "mg/dl"), ("cholesterol ratio", None), ("log triglycerides", None)),
+    *(("glucose", "mg/dl"), ("progression", None)),
+)
+
+
+def diabetes(wanted: config.Diabetes) -> DataSet:
+    """Diabetes (Efron et al. 2004, Least angle regression), as scikit-learn carries it, in its own units.
+
+    sex is 1 or 2. The last column is the measure of progression a year later, a whole number.
+    """
+    from sklearn.datasets import load_diabetes
+
+    table = load_diabetes(scaled=False)
+    rows = distinct(np.ascontiguousarray(np.column_stack((table.data, table.target)), np.float64))
+    source = "Diabetes (Efron et al. 2004, Least angle regression), the 442 rows in scikit-learn; 11 columns, unscaled"
+    features = tuple(Feature(name=name, unit=unit) for name, unit in DIABETES)
+    parts = split(rows, shares(len(rows)), wanted.split_seed)
+    return DataSet(source, Support(kind="real"), parts, features)
+
+
 def file(wanted: config.File) -> DataSet:
     """Rows from an .npy file, never unpickled; Unusable says in one line what is wrong with it."""
     try:
@@ -149,8 +175,13 @@ def file(wanted: config.File) -> DataSet:
         if np.isinf(rows).any():
             raise Unusable(f"{wanted.path}: holds a value that isn't a finite number")
         support = Support(kind="real", lowest=None, highest=None, step=None)
+    elif rows.dtype in (np.int32, np.int64):
+        support = Support(kind="counts")
+        if support.off(rows).any():
+            raise Unusable(f"{wanted.path}: holds {rows.min()}; whole numbers of int32 or int64 are counts, from 0")
     else:
-        raise Unusable(f"{wanted.path}: holds {rows.dtype}; uint8 (levels) or float64 (real values) is needed")
+        kinds = "uint8 (levels), int32 or int64 (counts) or float64 (real values, or several kinds)"
+        raise Unusable(f"{wanted.path}: holds {rows.dtype}; {kinds} is needed")
     rows = distinct(rows)
     if len(rows) < FEWEST:
         raise Unusable(f"{wanted.path}: {len(rows)} different rows, and at least {FEWEST} are needed")

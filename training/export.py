@@ -25,6 +25,7 @@ from service.errors import ArtifactRefused
 from training import config, graphs, independence, missing, objective
 from training.config import Unusable
 from training.fit import Fitted
+from training.likelihoods import Mixed
 from training.vae import VAE
 
 Array = NDArray[Any]
@@ -262,8 +263,9 @@ def _manifest(
         "parameters": list(likelihood.parameter_names),
         "mean": "expectation",
         "missing": run.missing is not None,
-        "support": data.support,
+        "support": likelihood.support,
         "base_measure": likelihood.base_measure,
+        "blocks": likelihood.blocks if isinstance(likelihood, Mixed) else None,
         "units": likelihood.units,
         "features": list(data.features) if data.features else None,
         "training": training,

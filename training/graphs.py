@@ -48,12 +48,16 @@ class DecoderGraph(nn.Module):
         self.vae = vae
 
     def forward(self, z: Tensor) -> Outputs:
-        """mean and the family's parameters, (n, *event) each."""
+        """mean, (n, *event), and the family's parameters, each of its own shape."""
         likelihood = self.vae.likelihood
         parameters = self.vae.parameters_at(z)
         mean = likelihood.mean(parameters)
-        each = (mean, *(parameters[name].expand(mean.shape) for name in likelihood.parameter_names))
-        return tuple(value.reshape(z.shape[0], *self.vae.event_shape) for value in each)
+        outputs = [mean.reshape(z.shape[0], *self.vae.event_shape)]
+        for name in likelihood.parameter_names:
+            flat = likelihood.parameter_shape(name, tuple(mean.shape[1:]))
+            shape = likelihood.parameter_shape(name, self.vae.event_shape)
+            outputs.append(parameters[name].expand(z.shape[0], *flat).reshape(z.shape[0], *shape))
+        return tuple(outputs)
 
 
 class ElboGraph(nn.Module):

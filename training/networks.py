@@ -36,13 +36,11 @@ class DiagonalNormal:
 
 
 class Encoder(nn.Module):
-    """Standardised x, (rows, channels·D) → q(z|x). With two channels the second says which values are seen."""
+    """Standardised x, (rows, D) → q(z|x); with marks, (rows, D + marks), which say of each value whether it is seen."""
 
-    def __init__(
-        self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, channels: int = 1
-    ) -> None:
+    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, marks: int = 0) -> None:
         super().__init__()
-        self.body = _encoder_body(wanted, event_shape, 2 * latent_size, channels)
+        self.body = _encoder_body(wanted, event_shape, 2 * latent_size, marks)
 
     def forward(self, x: Tensor) -> DiagonalNormal:
         """The posterior, its log scale softly bounded."""
@@ -51,23 +49,26 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z, (rows, d) → the likelihood's heads, (rows, heads, D)."""
+    """z, (rows, d) → the likelihood's heads, (rows, heads, D); a mixed table has them all in one row."""
 
-    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: int) -> None:
+    def __init__(
+        self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: tuple[int, int]
+    ) -> None:
         super().__init__()
-        self.heads, self.size = heads, int(torch.Size(event_shape).numel())
+        self.heads = heads
         self.body = _decoder_body(wanted, event_shape, latent_size, heads)
 
     def forward(self, z: Tensor) -> Tensor:
         """The heads."""
-        heads: Tensor = self.body(z).reshape(z.shape[0], self.heads, self.size)
+        heads: Tensor = self.body(z).reshape(z.shape[0], *self.heads)
         return heads
 
 
-def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int, channels: int) -> nn.Sequential:
-    size = channels * int(torch.Size(event_shape).numel())
+def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int, marks: int) -> nn.Sequential:
+    size = int(torch.Size(event_shape).numel())
     if isinstance(wanted, config.Mlp):
-        return _dense([size, *wanted.sizes, out])
+        return _dense([size + marks, *wanted.sizes, out])
+    channels = 1 + marks // size  # marks are a second picture
     height, width = _smallest(event_shape, len(wanted.sizes))
     halving: list[nn.Module] = [nn.Unflatten(1, (channels, *event_shape))]
     for before, after in itertools.pairwise((channels, *wanted.sizes)):
@@ -75,16 +76,17 @@ def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int
     return nn.Sequential(*halving, nn.Flatten(), *_dense([wanted.sizes[-1] * height * width, wanted.dense, out]))
 
 
-def _decoder_body(wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: int) -> nn.Sequential:
-    size = int(torch.Size(event_shape).numel())
+def _decoder_body(
+    wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, heads: tuple[int, int]
+) -> nn.Sequential:
     if isinstance(wanted, config.Mlp):
-        return _dense([latent_size, *wanted.sizes, heads * size])
+        return _dense([latent_size, *wanted.sizes, heads[0] * heads[1]])
     height, width = _smallest(event_shape, len(wanted.sizes))
     first = wanted.sizes[0]
     doubling: list[nn.Module] = [nn.ReLU(), nn.Unflatten(1, (first, height, width))]
     for before, after in itertools.pairwise((*wanted.sizes, wanted.sizes[-1])):
         doubling += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-    doubling += [nn.Conv2d(wanted.sizes[-1], heads, 3, padding=1), nn.Flatten()]
+    doubling += [nn.Conv2d(wanted.sizes[-1], heads[0], 3, padding=1), nn.Flatten()]
     return nn.Sequential(*_dense([latent_size, wanted.dense, first * height * width]), *doubling)
 
 

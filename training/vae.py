@@ -47,8 +47,10 @@ class VAE(nn.Module):
         """q(z|x)."""
         filled, seen = self._without_holes(x)
         standard = self.likelihood.standardised(filled, self.dtype)
-        if seen is not None:
-            standard = torch.cat((torch.where(seen, standard, 0.0), seen.to(self.dtype)), -1)
+        if self.stand_in is not None and seen is not None:
+            # From where the stand-in is: exactly 0 where a value is missing, however many numbers a family makes of it.
+            standard = standard - self.likelihood.standardised(self.stand_in.unsqueeze(0), self.dtype)
+            standard = torch.cat((standard, seen.to(self.dtype)), -1)
         q: DiagonalNormal = self.encoder(standard)
         return q
 
@@ -63,10 +65,15 @@ class VAE(nn.Module):
         """
         rows, draws, latent_size = z.shape
         parameters = self.parameters_at(z.reshape(rows * draws, latent_size))
-        each = {name: _per_draw(value, rows, draws) for name, value in parameters.items()}
+        each = {name: self._per_draw(name, value, rows, draws) for name, value in parameters.items()}
         filled, seen = self._without_holes(x)
         terms = self.likelihood.log_prob(filled.unsqueeze(1), each)
         return terms if seen is None else torch.where(seen.unsqueeze(1), terms, 0.0)
+
+    def _per_draw(self, name: str, value: Tensor, rows: int, draws: int) -> Tensor:
+        """(rows·draws, D, …) → (rows, draws, D, …); what no row differs in stays (D, …)."""
+        shared = value.dim() == len(self.likelihood.parameter_shape(name, (1,)))
+        return value if shared else value.reshape(rows, draws, *value.shape[1:])
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), z (rows, k, d) → (rows, k), float64."""
@@ -85,12 +92,9 @@ def build(run: Run, data: DataSet) -> VAE:
     """A VAE with fresh weights, the same for the same seed; Unusable where the run's parts don't go together."""
     torch.manual_seed(run.seed)
     likelihood = likelihoods.build(run.likelihood, data.without_holes())
+    size = int(torch.Size(data.event_shape).numel())
     stand_in = torch.from_numpy(missing.stand_in(data.splits["fit"]).reshape(-1)) if run.missing else None
-    encoder = Encoder(run.encoder, data.event_shape, run.latent_size, channels=1 if stand_in is None else 2)
-    decoder = Decoder(run.decoder, data.event_shape, run.latent_size, likelihood.heads)
+    marks = 0 if stand_in is None else size
+    encoder = Encoder(run.encoder, likelihood.input_shape(data.event_shape), run.latent_size, marks)
+    decoder = Decoder(run.decoder, data.event_shape, run.latent_size, likelihood.head_shape(size))
     return VAE(encoder, decoder, likelihood, data.event_shape, stand_in)
-
-
-def _per_draw(value: Tensor, rows: int, draws: int) -> Tensor:
-    """(rows·draws, D) → (rows, draws, D); what no row differs in stays (D,)."""
-    return value if value.dim() == 1 else value.reshape(rows, draws, value.shape[-1])

@@ -8,7 +8,7 @@
 """
 
 from service.artifact.calibrated import Calibration
-from service.artifact.density import FAMILIES, Feature, Support
+from service.artifact.density import FAMILIES, Block, Feature, Measure, Support, joint_measure
 from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, verify, write
 from service.artifact.graphs import Array, Arrays, Graph, graphs
 from service.artifact.manifest import CALIBRATION, CONFIG, FILE, GOLDEN, MANIFEST, NAME, Manifest, Prior
@@ -26,12 +26,14 @@ __all__ = [
     "Array",
     "Arrays",
     "Artifact",
+    "Block",
     "Calibration",
     "Feature",
     "File",
     "Golden",
     "Graph",
     "Manifest",
+    "Measure",
     "Parity",
     "Prior",
     "Split",
@@ -41,6 +43,7 @@ __all__ = [
     "digest_rows",
     "dump",
     "graphs",
+    "joint_measure",
     "pack",
     "read",
     "rewrite",

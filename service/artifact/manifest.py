@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from service.artifact.calibrated import Calibration
-from service.artifact.density import FAMILIES, Feature, Support
+from service.artifact.density import Block, Feature, Measure, OneFamily, Support, hold, hold_blocks
 from service.artifact.graphs import Graph, graphs
 from service.artifact.parts import File, Part, Positive
 from service.artifact.provenance import Golden, Parity, Training
@@ -35,11 +35,17 @@ class Manifest(Part):
     event_shape: Annotated[list[Positive], Field(min_length=1)]
     event_dtype: Literal["uint8", "int32", "int64", "float32", "float64"]
     latent_size: Positive
-    family: Literal["bernoulli", "discretised_logistic", "normal"]
-    parameters: list[str] = Field(description="the decoder's outputs besides `mean`, each of the event's shape")
+    family: OneFamily | Literal["mixed"]
+    parameters: list[str] = Field(
+        description="the decoder's outputs besides `mean`: [n, *event] each, logits of categories and cutpoints of "
+        "levels with one more axis for these; in a mixed table [n, columns of its block] instead of [n, *event]"
+    )
     mean: Literal["expectation", "location"] = Field(description="what the decoder's `mean` is of p(x|z)")
     support: Support
-    base_measure: Literal["counting", "lebesgue"] = Field(description="what log p(x) is a mass or a density against")
+    base_measure: Measure = Field(
+        description="what log p(x) is a mass or a density against; mixed: counting for some blocks, Lebesgue for others"
+    )
+    blocks: list[Block] | None = Field(None, description="of a mixed table: which columns have which family")
     units: str = Field(description="of the score: nats, of which mass or density, in which units of x")
     missing: bool = Field(False, description="whether values of x may be missing (NaN): the model was trained for it")
     features: list[Feature] | None = None
@@ -77,10 +83,18 @@ class Manifest(Part):
             raise ValueError(f"features names {len(self.features)} columns of {self.dimensions}")
         if len({split.sha256 for split in self.training.splits.values()}) < 4:
             raise ValueError("two splits are the same rows")
-        if (self.base_measure, self.support.kind, self.parameters) != (wanted := FAMILIES[self.family]):
-            raise ValueError(f"the family {self.family} has {wanted} for base measure, support and parameters")
-        if self.family == "bernoulli" and (self.support.lowest, self.support.highest, self.support.step) != (0, 1, 1):
-            raise ValueError("the family bernoulli has the levels 0 and 1")
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_familys_density(self) -> Self:
+        if (self.family == "mixed") != (self.blocks is not None):
+            raise ValueError("blocks are those of the family mixed, and of no other")
+        if self.family != "mixed":
+            hold(self.family, self.base_measure, self.support, self.parameters)
+        elif len(self.event_shape) != 1 or self.event_dtype != "float64":
+            raise ValueError("the family mixed has rows of one axis, in float64")
+        else:
+            hold_blocks(self.blocks or [], self.base_measure, self.support, self.parameters, self.dimensions)
         return self
 
     @model_validator(mode="after")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import Array, Manifest, Support
 from service.errors import Fault, Invalid, invalid
 from service.operations.errand import off_loop
+
+Reason = Callable[[tuple[int, ...]], str]
 
 
 async def admitted(inputs: Array, manifest: Manifest) -> Array:
@@ -42,7 +46,7 @@ def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
             _refuse(inputs, _moved(inputs, x), pointer, f"can't be held exactly by {x.dtype}")
     else:
         _refuse(inputs, x != inputs, pointer, _off_support(manifest.support))
-    _check_support(x, manifest.support, pointer)
+    _check_support(x, manifest, pointer)
     return x
 
 
@@ -63,26 +67,28 @@ def _moved(whole: Array, x: Array) -> Array:
         return np.asarray((x >= float(np.iinfo(whole.dtype).max) + 1.0) | (x.astype(whole.dtype) != whole))
 
 
-def _check_support(x: Array, support: Support, pointer: str) -> None:
-    """Refuse values that the likelihood gives no mass or density to."""
-    if support.kind == "real":
-        return
-    lowest, highest, step = float(support.lowest or 0), float(support.highest or 0), float(support.step or 1)
-    off = (x < lowest) | (x > highest)
-    if step != 1 or x.dtype.kind == "f":
-        off |= ((x - lowest) % step != 0) & ~np.isnan(x)
-    _refuse(x, off, pointer, _off_support(support))
+def _check_support(x: Array, manifest: Manifest, pointer: str) -> None:
+    """Refuse values that the likelihood gives no mass or density to; in a mixed table, each column by its block."""
+    if manifest.blocks is None:
+        return _refuse(x, manifest.support.off(x), pointer, _off_support(manifest.support))
+    wrong = np.zeros(x.shape, np.bool_)
+    reasons = [""] * x.shape[1]
+    for block in manifest.blocks:
+        wrong[:, block.columns] = block.support.off(x[:, block.columns])
+        for column in block.columns:
+            reasons[column] = _off_support(block.support) + _named(manifest, column)
+    return _refuse(x, wrong, pointer, lambda place: reasons[place[1]])
 
 
 def _off_support(support: Support) -> str:
     if support.kind == "real":
         return "is not a whole number"
-    if (support.highest or 0) - (support.lowest or 0) == support.step:
-        return f"is off the likelihood's support: it takes {support.lowest:g} or {support.highest:g}"
-    return (
-        f"is off the likelihood's support: levels from {support.lowest:g} to {support.highest:g} "
-        f"in steps of {support.step:g}"
-    )
+    return f"is off the likelihood's support: {support.words}"
+
+
+def _named(manifest: Manifest, column: int) -> str:
+    """Which column that is, where columns have names."""
+    return f" in the column {manifest.features[column].name}" if manifest.features else ""
 
 
 def admit_latents(latents: Array, manifest: Manifest) -> Array:
@@ -103,13 +109,14 @@ def admit_latents(latents: Array, manifest: Manifest) -> Array:
     return z
 
 
-def _refuse(values: Array, wrong: Array, pointer: str, reason: str, most: int = 8) -> None:
-    """Raise Invalid with the first wrong values, each by its place."""
+def _refuse(values: Array, wrong: Array, pointer: str, reason: str | Reason, most: int = 8) -> None:
+    """Raise Invalid with the first wrong values, each by its place; the reason may depend on that."""
     if not wrong.any():
         return
     places = np.argwhere(wrong)
+    why = reason if callable(reason) else lambda _: reason
     faults = [
-        Fault("/".join([pointer, *map(str, place)]), f"{_shown(values[tuple(place)])} {reason}")
+        Fault("/".join([pointer, *map(str, place)]), f"{_shown(values[tuple(place)])} {why(tuple(place))}")
         for place in places[:most]
     ]
     if len(places) > most:
