@@ -62,8 +62,9 @@ class Diabetes(Part):
 class File(Part):
     """Your own rows, in an .npy file. Each is taken once.
 
-    uint8 for levels 0…highest, int32 or int64 for counts, float64 for real values and for tables of several kinds. A
-    run with `missing` may have NaN for values that are absent.
+    uint8 for levels 0…highest, int32 or int64 for counts, float64 for real values and for tables of several kinds.
+
+    A run with `missing` may have NaN for values that are absent.
     """
 
     name: Literal["file"]

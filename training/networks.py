@@ -36,18 +36,11 @@ class DiagonalNormal:
 
 
 class Encoder(nn.Module):
-    """Standardised x, (rows, channels·D) → q(z|x). With two channels the second says which values are seen."""
+    """Standardised x, (rows, D) → q(z|x); with marks, (rows, D + marks), which say of each value whether it is seen."""
 
-    def __init__(
-        self,
-        wanted: config.Network,
-        input_shape: tuple[int, ...],
-        latent_size: int,
-        seen: tuple[int, ...] | None = None,
-    ) -> None:
-        """seen: the shape of what says, beside the input, which values are there; None where all must be."""
+    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, marks: int = 0) -> None:
         super().__init__()
-        self.body = _encoder_body(wanted, input_shape, 2 * latent_size, seen)
+        self.body = _encoder_body(wanted, event_shape, 2 * latent_size, marks)
 
     def forward(self, x: Tensor) -> DiagonalNormal:
         """The posterior, its log scale softly bounded."""
@@ -71,15 +64,13 @@ class Decoder(nn.Module):
         return heads
 
 
-def _encoder_body(
-    wanted: config.Network, input_shape: tuple[int, ...], out: int, seen: tuple[int, ...] | None
-) -> nn.Sequential:
+def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int, marks: int) -> nn.Sequential:
+    size = int(torch.Size(event_shape).numel())
     if isinstance(wanted, config.Mlp):
-        size = sum(int(torch.Size(shape).numel()) for shape in (input_shape, seen) if shape)
-        return _dense([size, *wanted.sizes, out])
-    height, width = _smallest(input_shape, len(wanted.sizes))
-    channels = 2 if seen else 1
-    halving: list[nn.Module] = [nn.Unflatten(1, (channels, *input_shape))]
+        return _dense([size + marks, *wanted.sizes, out])
+    channels = 1 + marks // size  # marks are a second picture
+    height, width = _smallest(event_shape, len(wanted.sizes))
+    halving: list[nn.Module] = [nn.Unflatten(1, (channels, *event_shape))]
     for before, after in itertools.pairwise((channels, *wanted.sizes)):
         halving += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*halving, nn.Flatten(), *_dense([wanted.sizes[-1] * height * width, wanted.dense, out]))

@@ -19,7 +19,8 @@ from torch.func import functional_call, stack_module_state
 from service import noise
 from training import config, objective
 from training.config import Unusable
-from training.likelihoods import FURTHEST, Normal, Parameters, softclip
+from training.likelihoods import Normal, Parameters, softclip
+from training.likelihoods.base import FURTHEST
 from training.networks import Decoder, Encoder
 from training.vae import VAE
 
@@ -134,7 +135,7 @@ class Stack:
         bank = epsilon.expand(self.count, *epsilon.shape)
         rows = u.shape[1]
         padded = nn.functional.pad(u, (0, 0, 0, -rows % BLOCK))
-        parts = [self.bounds(block, bank) for block in padded.split(BLOCK, dim=1)]
+        parts = [self.bounds(block, bank) for block in torch.split(padded, BLOCK, dim=1)]
         return np.asarray(torch.cat(parts, dim=1)[:, :rows].numpy(), np.float64)
 
 

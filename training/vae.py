@@ -16,7 +16,7 @@ class VAE(nn.Module):
     """q(z|x), p(x|z) and the prior p(z) = N(0, I). x: (rows, *event); z: (rows, d).
 
     With a stand-in, one value a feature on the support, (D,), values of x may be missing: NaN. The encoder then sees
-    the stand-in there and beside it which values are there, and the likelihood's terms of missing ones are exactly 0:
+    0 there and beside it which values it sees, and the likelihood's terms of missing values are exactly 0, so
 
         E_q[Σ_observed log p(x_j|z)] − KL(q(z|x_observed) ‖ p(z)) ≤ log p(x_observed)
 
@@ -47,7 +47,9 @@ class VAE(nn.Module):
         """q(z|x)."""
         filled, seen = self._without_holes(x)
         standard = self.likelihood.standardised(filled, self.dtype)
-        if seen is not None:
+        if self.stand_in is not None and seen is not None:
+            # From where the stand-in is: exactly 0 where a value is missing, however many numbers a family makes of it.
+            standard = standard - self.likelihood.standardised(self.stand_in.unsqueeze(0), self.dtype)
             standard = torch.cat((standard, seen.to(self.dtype)), -1)
         q: DiagonalNormal = self.encoder(standard)
         return q
@@ -90,8 +92,9 @@ def build(run: Run, data: DataSet) -> VAE:
     """A VAE with fresh weights, the same for the same seed; Unusable where the run's parts don't go together."""
     torch.manual_seed(run.seed)
     likelihood = likelihoods.build(run.likelihood, data.without_holes())
+    size = int(torch.Size(data.event_shape).numel())
     stand_in = torch.from_numpy(missing.stand_in(data.splits["fit"]).reshape(-1)) if run.missing else None
-    shape, size = data.event_shape, int(torch.Size(data.event_shape).numel())
-    encoder = Encoder(run.encoder, likelihood.input_shape(shape), run.latent_size, seen=shape if run.missing else None)
-    decoder = Decoder(run.decoder, shape, run.latent_size, likelihood.head_shape(size))
-    return VAE(encoder, decoder, likelihood, shape, stand_in)
+    marks = 0 if stand_in is None else size
+    encoder = Encoder(run.encoder, likelihood.input_shape(data.event_shape), run.latent_size, marks)
+    decoder = Decoder(run.decoder, data.event_shape, run.latent_size, likelihood.head_shape(size))
+    return VAE(encoder, decoder, likelihood, data.event_shape, stand_in)

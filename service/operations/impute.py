@@ -100,7 +100,7 @@ def _made_whole(
     Draw after draw, so that a row's sum doesn't depend on its neighbours. NaN for a row that no draw gives weight.
     """
     rows, size = weights.shape
-    each = {name: values.reshape(rows, size, *manifest.event_shape) for name, values in decoded.items()}
+    each = {name: values.reshape(rows, size, *values.shape[1:]) for name, values in decoded.items()}
     ones = (1,) * len(manifest.event_shape)
     mean = np.zeros((rows, *manifest.event_shape))
     for index in range(size):
@@ -110,7 +110,8 @@ def _made_whole(
     usable = np.where(known[:, None], weights, 1.0 / size)
     chosen = conditional.pick(usable, picking.random((rows, draws)))
     lines = np.arange(rows)[:, None]
-    parameters = {name: each[name][lines, chosen].reshape(-1, *manifest.event_shape) for name in manifest.parameters}
+    picked = {name: each[name][lines, chosen] for name in manifest.parameters}
+    parameters = {name: values.reshape(-1, *values.shape[2:]) for name, values in picked.items()}
     drawn = families.draw(manifest, parameters, drawing).astype(np.float64)
     drawn = drawn.reshape(rows, draws, *manifest.event_shape)
     return mean, np.where(known.reshape(rows, 1, *ones), drawn, np.nan)

@@ -54,6 +54,10 @@ class Factors:
 class Gaussian(nn.Module):
     """The likelihood of such a model: N(heads, s²)."""
 
+    def parameter_shape(self, _: str, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One number for each of x."""
+        return event_shape
+
     def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """As it is."""
         return x.to(dtype)
@@ -138,25 +142,39 @@ def test_the_bound_is_the_evidence_of_what_is_seen_less_the_gap(d: int) -> None:
 
 
 @torch.no_grad()
-def test_what_stands_in_for_a_missing_value_never_reaches_a_number() -> None:
-    """Another stand-in, and even one at which the density overflows, changes no bit of any output of any graph."""
+def test_what_stands_in_for_a_missing_value_never_reaches_a_density() -> None:
+    """Another stand-in, and even one at which the density overflows, changes no bit of log p(x_observed, z)."""
     _, vae, x = case(3)
-    epsilon, z = torch.ones((5, 3), dtype=torch.float64), torch.ones((len(x), 5, 3), dtype=torch.float64)
-    given = torch.from_numpy(x)
+    z = torch.ones((len(x), 5, 3), dtype=torch.float64)
 
-    def numbers() -> list[bytes]:
-        outputs = [*graphs.ElboGraph(vae)(given, epsilon), *graphs.JointGraph(vae)(given, z)]
-        outputs += [*graphs.TermsGraph(vae)(given, epsilon), *graphs.EncoderGraph(vae)(given)]
+    def numbers() -> bytes:
+        outputs = [*graphs.JointGraph(vae)(torch.from_numpy(x), z), vae.feature_log_likelihood(torch.from_numpy(x), z)]
         assert all(torch.isfinite(output).all() for output in outputs)
-        return [output.numpy().tobytes() for output in outputs]
+        return b"".join(output.numpy().tobytes() for output in outputs)
 
     first = numbers()
+    terms = vae.feature_log_likelihood(torch.from_numpy(x), z).numpy()
+    assert not terms[np.broadcast_to(np.isnan(x)[:, None], terms.shape)].any()
     for stand_in in (-3.0, 1e300):
         assert vae.stand_in is not None
         vae.stand_in.fill_(stand_in)
         assert numbers() == first
-    terms = graphs.TermsGraph(vae)(given, epsilon)[0].numpy()
-    assert not terms[np.broadcast_to(np.isnan(x)[:, None], terms.shape)].any()
+
+
+@torch.no_grad()
+def test_the_encoder_sees_nothing_where_a_value_is_missing() -> None:
+    """Exactly 0, whatever stands in, and beside it which values it sees."""
+    _, vae, x = case(2)
+    given: list[Tensor] = []
+    vae.encoder.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    assert vae.stand_in is not None
+    vae.stand_in.fill_(0.7)
+    vae.posterior(torch.from_numpy(x))
+    values, seen = given[0].chunk(2, -1)
+    gone = np.isnan(x)
+    assert np.array_equal(seen.numpy(), ~gone)
+    assert not values.numpy()[gone].any()
+    assert np.isin(values.numpy()[~gone], (x - 0.7)[~gone]).all()
 
 
 # ---------------------------------------------------------------- what is missing, given what is there
