@@ -35,7 +35,7 @@ class Footing:
     """A calibration in use: its reference scores, the bank they were made with, and the watch over what is served.
 
     It is the artifact's, or was made while serving, and is in use here since then. watch is None where drift isn't
-    watched.
+    watched. complete: whether none of the rows that it was made by has a missing value.
     """
 
     source: Source
@@ -44,6 +44,7 @@ class Footing:
     watch: Watch | None = field(repr=False)
     made: datetime | None = None
     since: datetime = field(default_factory=now)
+    complete: bool = True
 
     async def watched(self, scores: Doubles, manifest: Manifest) -> None:
         """Show the watch what was served of the score that anomalies are told by, in the order in which it came.
@@ -80,9 +81,9 @@ def find(found: Artifact, digest: str, folder: Path | None = None, false_alarm: 
     return ours
 
 
-def renewed(references: References, bank: noise.Bank, false_alarm: float, made: datetime) -> Footing:
+def renewed(references: References, bank: noise.Bank, false_alarm: float, made: datetime, *, complete: bool) -> Footing:
     """A calibration that is made now, with a watch that begins anew."""
-    return Footing("state", references, bank, watch(references, false_alarm), made, made)
+    return Footing("state", references, bank, watch(references, false_alarm), made, made, complete)
 
 
 def _checked(
@@ -99,7 +100,7 @@ def _checked(
         references = calibration.from_arrays(arrays, names, facts.chosen)
     except ValueError as error:
         raise ArtifactRefused(f"{artifact.CALIBRATION}: {error}") from error
-    return Footing(source, references, bank, watch(references, false_alarm), made)
+    return Footing(source, references, bank, watch(references, false_alarm), made, complete=facts.complete)
 
 
 def watch(references: References, false_alarm: float) -> Watch | None:

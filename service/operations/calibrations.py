@@ -110,11 +110,11 @@ async def calibrate(models: Models, model: Model, inputs: Array, keeping: Keepin
         choice = (before.anomaly if before else None) or USUAL
         references = await refer(model, x, bank, fitted, choice.score, errand=errand)
         made = footing.now()
-        found = footing.renewed(references, bank, keeping.false_alarm, made)
         arrays: dict[str, Array] = {**calibration.arrays(references), "noise": bank.noise}
         said = facts(model.manifest, x, bank, references, choice)
         if before:  # its stored noise goes on being used, however it was made
             said = said.model_copy(update={"estimator": before.estimator})
+        found = footing.renewed(references, bank, keeping.false_alarm, made, complete=said.complete)
         writing = asyncio.ensure_future(
             asyncio.to_thread(state.prepare, keeping.folder, model.digest, model.manifest, said, arrays, made)
         )

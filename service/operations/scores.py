@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import anomaly, calibration, noise, scoring
-from service.artifact import Array, Manifest
+from service.artifact import Array
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop
 from service.operations.left_out import left_out
@@ -121,17 +121,12 @@ async def score(
     bound, statistics = await measure(model, x, bank, norms="density_of_states" in fitted, errand=errand)
     values = anomaly.values(statistics, fitted)
     seen = await observed(x, model.manifest)
-    facts = _facts(model, bank)
-    odd = _incomparable(seen, model.manifest)
-    like = {name: np.where(odd, np.nan, value) for name, value in values.items()}
-    p_values = {name: _p_value(model, facts, rule, name, value) for name, value in like.items()}
-    standings = {name: Standing(value, p_values[name]) for name, value in values.items()}
-    p = p_values[facts.score] if facts.score else None
+    standings, facts = _stand(model, values, _facts(model, bank), rule, odd=_incomparable(seen, model))
+    p = standings[facts.score].p_value if facts.score else None
     flags, facts = _decide(p, facts, rule)
     if model.footing and p is not None and facts.score and errand.served:
-        await model.footing.watched(like[facts.score], model.manifest)
-    if p is not None and odd.any():
-        facts = replace(facts, reason=INCOMPLETE)
+        like = np.where(np.isnan(p), np.nan, values[facts.score])
+        await model.footing.watched(like, model.manifest)
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
     explanation = await _explain(model, x, bank, facts, errand) if explain else None
     alone = await left_out(model, x, bank, errand) if conditionals else (None, None)
@@ -174,10 +169,20 @@ def _facts(model: Model, bank: noise.Bank) -> Calibrated:
     return Calibrated(references.n, used.seed, used.draws, smallest, reason, references.chosen)
 
 
-def _incomparable(seen: NDArray[np.int64], manifest: Manifest) -> Flags:
+def _incomparable(seen: NDArray[np.int64], model: Model) -> Flags:
     """Rows with missing values where the reference rows are complete: they are not rows like those; (rows,)."""
-    facts = manifest.calibration
-    return np.asarray((seen < manifest.dimensions) & bool(facts and facts.complete))
+    return np.asarray((seen < model.manifest.dimensions) & bool(model.footing and model.footing.complete))
+
+
+def _stand(
+    model: Model, values: Mapping[str, Doubles], facts: Calibrated, rule: Rule, *, odd: Flags
+) -> tuple[dict[str, Standing], Calibrated]:
+    """Every score with its p-value, which odd rows don't have; and the facts, with the reason for that."""
+    standings = {}
+    for name, value in values.items():
+        p = _p_value(model, facts, rule, name, value)
+        standings[name] = Standing(value, p if p is None else np.where(odd, np.nan, p))
+    return standings, replace(facts, reason=INCOMPLETE) if odd.any() and not facts.reason else facts
 
 
 def _p_value(model: Model, facts: Calibrated, rule: Rule, name: str, value: Doubles) -> Doubles | None:
@@ -229,10 +234,15 @@ async def _explain(model: Model, x: Array, bank: noise.Bank, facts: Calibrated, 
     return Explanation(
         features,
         latents,
-        calibration.deviations(references.feature, features, "low"),
+        np.where(_holes(x), np.nan, calibration.deviations(references.feature, features, "low")),
         calibration.deviations(references.latent, latents, "high"),
         names,
     )
+
+
+def _holes(x: Array) -> Flags:
+    """Where a value is missing, and adds nothing that could be usual or not."""
+    return np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, np.bool_)
 
 
 async def terms(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles]:
