@@ -241,19 +241,24 @@ def _refuse(_: state.Prepared) -> None:
     raise Unkept("the calibration can't be kept: no")
 
 
-async def test_one_that_is_late_changes_nothing(settings: Settings) -> None:
-    """The deadline passes while its rows are computed: a 503, and all is as it was."""
+@pytest.mark.parametrize("end", ["late", "gone"])
+async def test_one_that_ends_while_its_rows_are_computed_changes_nothing(settings: Settings, end: str) -> None:
+    """A deadline that passes is a 503, a caller may leave; all is as it was, and the next one isn't kept waiting."""
     gate = Gate()
     async with open_house(settings, opener=gate.opener) as house:
         gate.shut()
-        asked = asyncio.create_task(house.ask("tiny/calibrate", {"inputs": like(30)}, x_timeout_ms="300"))
-        await gate.held()
-        refused(await asked, 503)
+        if end == "late":
+            refused(await house.ask("tiny/calibrate", {"inputs": like(30)}, x_timeout_ms="300"), 503)
+        else:
+            asked = asyncio.create_task(house.ask("tiny/calibrate", {"inputs": like(30)}))
+            await gate.held()
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
         gate.open()
         found = await house.answer("tiny/score", {"inputs": like(4, 1)})
         assert found["calibration"]["n"] == 400
-        assert (await house.answer("tiny/calibrate", {"inputs": like(30)}))["n"] == 30  # nobody holds the lock
-    assert len(kept(settings)) == 2
+        assert kept(settings) == []
+        assert (await house.answer("tiny/calibrate", {"inputs": like(30)}))["n"] == 30
 
 
 async def test_one_cancelled_while_it_is_written_changes_nothing(
