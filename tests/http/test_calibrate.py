@@ -132,7 +132,7 @@ async def test_another_version_is_not_calibrated_by_it(tmp_path: Path) -> None:
         assert (await catalogued(house, "plain"))["calibration_source"] is None
 
 
-@pytest.mark.parametrize("spoil", ["arrays", "facts", "another manifest", "gone", "folder"])
+@pytest.mark.parametrize("spoil", ["arrays", "facts", "another manifest", "gone", "folder", "no file"])
 async def test_one_that_is_not_what_it_must_be_is_refused(
     settings: Settings, spoil: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,6 +149,10 @@ async def test_one_that_is_not_what_it_must_be_is_refused(
         facts.write_text(facts.read_text().replace(facts.parent.name, "0" * 64))
     elif spoil == "gone":
         arrays.unlink()
+    elif spoil == "no file":
+        facts.unlink()
+        facts.mkdir()
+        (facts / "in the way").touch()
     else:
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"file": "../calibration-0.npz"}))
     async with open_house(settings) as house:
@@ -158,6 +162,9 @@ async def test_one_that_is_not_what_it_must_be_is_refused(
         assert len(said) == 1
         assert "the artifact's own is used" in said[0]
         assert str(settings.state) not in said[0]
+        if spoil == "no file":  # which nothing can be renamed over
+            refused(await house.ask("tiny/calibrate", {"inputs": like(60)}), 503)
+            return
         await house.answer("tiny/calibrate", {"inputs": like(60)})  # and it can be made again
     async with open_house(settings) as house:
         assert (await catalogued(house))["calibration_source"] == "state"
@@ -172,6 +179,23 @@ async def test_off_unless_it_is_switched_on(small: Path, settings: Settings) -> 
     async with open_house(settings) as house:
         assert path in (await house.client.get("/openapi.json")).json()["paths"]
         assert (await catalogued(house))["calibration_source"] == "artifact"
+
+
+async def test_the_page_shows_scores_by_the_calibration_in_use(settings: Settings) -> None:
+    """Its examples are computed again, and its own body for calibrate is too small to replace anything."""
+
+    async def example(house: House, operation: str) -> tuple[Any, Any]:
+        post = (await house.client.get("/openapi.json")).json()["paths"][f"/v1/models/{{model}}/{operation}"]["post"]
+        body = post["requestBody"]["content"]["application/json"]["examples"]["tiny"]["value"]
+        return body, post["responses"]["200"]["content"]["application/json"].get("example")
+
+    async with open_house(settings) as house:
+        assert (await example(house, "score"))[1]["calibration"]["n"] == 400
+        body, answer = await example(house, "calibrate")
+        assert answer is None
+        refused(await house.ask("tiny/calibrate", body), 422)
+        await house.answer("tiny/calibrate", {"inputs": like(30)})
+        assert (await example(house, "score"))[1]["calibration"]["n"] == 30
 
 
 async def test_rows_that_make_no_calibration_are_refused(settings: Settings) -> None:
