@@ -27,6 +27,7 @@ from tests.kit import (
     configured,
     copied,
     digits,
+    held_out,
     npy,
     open_house,
     refused,
@@ -83,6 +84,17 @@ async def test_p_values_rest_on_the_rows_that_were_sent(settings: Settings) -> N
     assert after["p_value"] != before["p_value"]
     p = [(1 + sum(r <= e for r in reference["elbo"])) / 61 for e in after["elbo"]]
     assert after["scores"]["elbo"]["p_value"] == pytest.approx(p)
+
+
+async def test_the_trainers_rows_make_the_trainers_calibration(settings: Settings) -> None:
+    """To the last bit: p-values of every score, and how unusual each feature and latent is."""
+    body = {"inputs": like(20, 1), "explain": True, "fdr": 0.2}
+    async with open_house(settings) as house:
+        before = await house.answer("tiny/score", body)
+        found = await house.answer("tiny/calibrate", {"inputs": held_out("calibration").tolist()})
+        assert found["n"] == before["calibration"]["n"]
+        assert (await catalogued(house))["calibration_source"] == "state"
+        assert await house.answer("tiny/score", body) == before
 
 
 async def test_a_restart_keeps_it_and_the_artifact_stays_as_it_is(settings: Settings) -> None:
