@@ -74,10 +74,11 @@ def find(found: Artifact, digest: str, folder: Path | None = None, false_alarm: 
     try:
         if stored := state.read(folder, digest, found.manifest):
             return _checked("state", stored.facts.calibration, stored.arrays, false_alarm, stored.facts.made)
-    except ArtifactRefused as error:
+    except (ArtifactRefused, OSError) as error:
         which = "the artifact's own is used" if ours else "there is no other"
         name, version = found.manifest.name, found.manifest.version
-        log.error("%s/%s: its calibration in the state was refused and %s: %s", name, version, which, error)
+        reason = error.strerror if isinstance(error, OSError) else error
+        log.error("%s/%s: its calibration in the state was refused and %s: %s", name, version, which, reason)
     return ours
 
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -313,6 +313,14 @@ def digits(count: int, seed: int = 0) -> Array:
     generator = np.random.default_rng(seed)
     chosen = golden[generator.integers(0, len(golden), count)]
     return np.asarray(chosen ^ (generator.random(chosen.shape) < 0.05), np.uint8)
+
+
+def held_out(split: Literal["calibration", "test"]) -> Array:
+    """Rows of tiny's data that no step of its training has seen, split as its manifest says."""
+    from training import config, data  # here, since it brings torch
+
+    manifest = artifact.read(COMMITTED / "tiny" / "1").manifest
+    return np.asarray(data.load(config.check(manifest.training.config, "manifest").data).splits[split])
 
 
 def golden_rows(model: str) -> Array:

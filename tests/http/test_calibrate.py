@@ -27,6 +27,7 @@ from tests.kit import (
     configured,
     copied,
     digits,
+    held_out,
     npy,
     open_house,
     refused,
@@ -85,6 +86,17 @@ async def test_p_values_rest_on_the_rows_that_were_sent(settings: Settings) -> N
     assert after["scores"]["elbo"]["p_value"] == pytest.approx(p)
 
 
+async def test_the_trainers_rows_make_the_trainers_calibration(settings: Settings) -> None:
+    """To the last bit: p-values of every score, and how unusual each feature and latent is."""
+    body = {"inputs": like(20, 1), "explain": True, "fdr": 0.2}
+    async with open_house(settings) as house:
+        before = await house.answer("tiny/score", body)
+        found = await house.answer("tiny/calibrate", {"inputs": held_out("calibration").tolist()})
+        assert found["n"] == before["calibration"]["n"]
+        assert (await catalogued(house))["calibration_source"] == "state"
+        assert await house.answer("tiny/score", body) == before
+
+
 async def test_a_restart_keeps_it_and_the_artifact_stays_as_it_is(settings: Settings) -> None:
     """It is used from the state by the manifest's digest, also where calibrating is no longer offered."""
     disk = {path.name: path.read_bytes() for path in (COMMITTED / "tiny" / "1").iterdir()}
@@ -132,7 +144,7 @@ async def test_another_version_is_not_calibrated_by_it(tmp_path: Path) -> None:
         assert (await catalogued(house, "plain"))["calibration_source"] is None
 
 
-@pytest.mark.parametrize("spoil", ["arrays", "facts", "another manifest", "gone", "folder"])
+@pytest.mark.parametrize("spoil", ["arrays", "facts", "another manifest", "gone", "folder", "no file"])
 async def test_one_that_is_not_what_it_must_be_is_refused(
     settings: Settings, spoil: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,6 +161,10 @@ async def test_one_that_is_not_what_it_must_be_is_refused(
         facts.write_text(facts.read_text().replace(facts.parent.name, "0" * 64))
     elif spoil == "gone":
         arrays.unlink()
+    elif spoil == "no file":
+        facts.unlink()
+        facts.mkdir()
+        (facts / "in the way").touch()
     else:
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"file": "../calibration-0.npz"}))
     async with open_house(settings) as house:
@@ -158,6 +174,9 @@ async def test_one_that_is_not_what_it_must_be_is_refused(
         assert len(said) == 1
         assert "the artifact's own is used" in said[0]
         assert str(settings.state) not in said[0]
+        if spoil == "no file":  # which nothing can be renamed over
+            refused(await house.ask("tiny/calibrate", {"inputs": like(60)}), 503)
+            return
         await house.answer("tiny/calibrate", {"inputs": like(60)})  # and it can be made again
     async with open_house(settings) as house:
         assert (await catalogued(house))["calibration_source"] == "state"
@@ -172,6 +191,23 @@ async def test_off_unless_it_is_switched_on(small: Path, settings: Settings) -> 
     async with open_house(settings) as house:
         assert path in (await house.client.get("/openapi.json")).json()["paths"]
         assert (await catalogued(house))["calibration_source"] == "artifact"
+
+
+async def test_the_page_shows_scores_by_the_calibration_in_use(settings: Settings) -> None:
+    """Its examples are computed again, and its own body for calibrate is too small to replace anything."""
+
+    async def example(house: House, operation: str) -> tuple[Any, Any]:
+        post = (await house.client.get("/openapi.json")).json()["paths"][f"/v1/models/{{model}}/{operation}"]["post"]
+        body = post["requestBody"]["content"]["application/json"]["examples"]["tiny"]["value"]
+        return body, post["responses"]["200"]["content"]["application/json"].get("example")
+
+    async with open_house(settings) as house:
+        assert (await example(house, "score"))[1]["calibration"]["n"] == 400
+        body, answer = await example(house, "calibrate")
+        assert answer is None
+        refused(await house.ask("tiny/calibrate", body), 422)
+        await house.answer("tiny/calibrate", {"inputs": like(30)})
+        assert (await example(house, "score"))[1]["calibration"]["n"] == 30
 
 
 async def test_rows_that_make_no_calibration_are_refused(settings: Settings) -> None:
@@ -241,19 +277,24 @@ def _refuse(_: state.Prepared) -> None:
     raise Unkept("the calibration can't be kept: no")
 
 
-async def test_one_that_is_late_changes_nothing(settings: Settings) -> None:
-    """The deadline passes while its rows are computed: a 503, and all is as it was."""
+@pytest.mark.parametrize("end", ["late", "gone"])
+async def test_one_that_ends_while_its_rows_are_computed_changes_nothing(settings: Settings, end: str) -> None:
+    """A deadline that passes is a 503, a caller may leave; all is as it was, and the next one isn't kept waiting."""
     gate = Gate()
     async with open_house(settings, opener=gate.opener) as house:
         gate.shut()
-        asked = asyncio.create_task(house.ask("tiny/calibrate", {"inputs": like(30)}, x_timeout_ms="300"))
-        await gate.held()
-        refused(await asked, 503)
+        if end == "late":
+            refused(await house.ask("tiny/calibrate", {"inputs": like(30)}, x_timeout_ms="300"), 503)
+        else:
+            asked = asyncio.create_task(house.ask("tiny/calibrate", {"inputs": like(30)}))
+            await gate.held()
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
         gate.open()
         found = await house.answer("tiny/score", {"inputs": like(4, 1)})
         assert found["calibration"]["n"] == 400
-        assert (await house.answer("tiny/calibrate", {"inputs": like(30)}))["n"] == 30  # nobody holds the lock
-    assert len(kept(settings)) == 2
+        assert kept(settings) == []
+        assert (await house.answer("tiny/calibrate", {"inputs": like(30)}))["n"] == 30
 
 
 async def test_one_cancelled_while_it_is_written_changes_nothing(

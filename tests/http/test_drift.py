@@ -10,18 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service import artifact
-from service.artifact import Array
-from tests.kit import COMMITTED, House, configured, digits, open_house
-from training import config, data
+from tests.kit import House, configured, digits, held_out, open_house
 
 pytestmark = pytest.mark.anyio
-
-
-def held_out() -> Array:
-    """The rows of tiny's test split: as like its calibration rows as rows can be."""
-    manifest = artifact.read(COMMITTED / "tiny" / "1").manifest
-    return np.asarray(data.load(config.check(manifest.training.config, "manifest").data).splits["test"])
 
 
 async def drift(house: House, model: str = "tiny") -> dict[str, Any]:
@@ -40,7 +31,7 @@ async def metric(house: House, name: str, model: str = "tiny") -> float | None:
 
 async def test_rows_like_the_calibrations_raise_nothing(small: Path) -> None:
     """Rows are counted in the catalogue and in the metrics, whichever way they are cut into requests."""
-    rows = held_out()
+    rows = held_out("test")
     async with open_house(configured(small, drift_false_alarm=0.01)) as house:
         assert await drift(house) | {"since": ""} == {
             "log_wealth": 0,
@@ -63,7 +54,7 @@ async def test_rows_like_the_calibrations_raise_nothing(small: Path) -> None:
 
 async def test_strange_rows_raise_the_alarm_and_one_line(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The line says what it means; the alarm stays, whatever is sent after it."""
-    rows, noise = held_out(), np.random.default_rng(0).integers(0, 2, (30, 8, 8))
+    rows, noise = held_out("test"), np.random.default_rng(0).integers(0, 2, (30, 8, 8))
     async with open_house(configured(small)) as house:
         await house.answer("tiny/score", {"inputs": rows.tolist()})
         with caplog.at_level(logging.WARNING, "service.footing"):

