@@ -147,7 +147,9 @@ def score(settings: Settings, asked: argparse.Namespace) -> int:
     from service import offline
 
     logging.getLogger().setLevel(logging.ERROR)
-    wanted = {name: getattr(asked, name) for name in ("draws", "seed", "alpha", "explain")}
+    wanted = {
+        name: getattr(asked, name) for name in ("draws", "seed", "alpha", "fdr", "correction", "confidence", "explain")
+    }
     try:
         answer = offline.score(settings, asked.model, asked.rows, **wanted)
         offline.save(answer, asked.out)
@@ -172,6 +174,9 @@ def parser() -> argparse.ArgumentParser:
     rows.add_argument("--draws", type=int, help="draws a row; default: as calibrated")
     rows.add_argument("--seed", type=int, help="of the noise bank; default: as calibrated")
     rows.add_argument("--alpha", type=float, default=0.05, help="anomaly is p_value ≤ alpha (default 0.05)")
+    rows.add_argument("--fdr", type=float, help="decide all rows together at this false discovery rate; then no alpha")
+    rows.add_argument("--correction", choices=("none", "simes"), help="p-values for the calibration set at hand")
+    rows.add_argument("--confidence", type=float, help="of the correction (default 0.9)")
     rows.add_argument("--explain", action="store_true", help="also what each feature and latent adds")
     return top
 
