@@ -45,7 +45,7 @@ for index, name in enumerate(("the digit", "its pixels, shuffled")):
     print(f"\n{name}")
     print(f"  log p(x) ≥ {elbo:.1f} nats, ± {error:.1f} (standard error, {score['elbo_error_df']} degrees of freedom)")
     print(f"           = {likelihood:.1f} for how well it is explained − {kl:.1f} for what had to be told about it")
-    print(f"  p = {score['p_value'][index]:.4f} of held-out digits score as low; anomaly: {score['anomaly'][index]}")
+    print(f"  p = {score['p_value'][index]:.4f} of held-out digits are as strange; anomaly: {score['anomaly'][index]}")
 
 print("\nwhat the model makes of the shuffled one:\n")
 print(draw(ask("reconstruct", inputs=[shuffled])["outputs"][0]))

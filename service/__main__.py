@@ -28,7 +28,10 @@ from service.settings import Settings, SettingsError, load
 
 log = logging.getLogger(__name__)
 
-OFFLINE = {"score": ("draws", "seed", "alpha", "explain"), "evidence": ("draws", "seed", "confidence")}
+OFFLINE = {
+    "score": ("draws", "seed", "alpha", "fdr", "correction", "confidence", "explain"),
+    "evidence": ("draws", "seed", "confidence"),
+}
 
 
 class Server(uvicorn.Server):
@@ -177,6 +180,9 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--draws", type=int, help="draws a row; default: as calibrated")
     score.add_argument("--seed", type=int, help="of the noise bank; default: as calibrated")
     score.add_argument("--alpha", type=float, default=0.05, help="anomaly is p_value ≤ alpha (default 0.05)")
+    score.add_argument("--fdr", type=float, help="decide all rows together at this false discovery rate; then no alpha")
+    score.add_argument("--correction", choices=("none", "simes"), help="p-values for the calibration set at hand")
+    score.add_argument("--confidence", type=float, help="of the correction (default 0.9)")
     score.add_argument("--explain", action="store_true", help="also what each feature and latent adds")
     evidence.add_argument("--draws", type=int, default=4096, help="decoder calls a row, all together (default 4096)")
     evidence.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")

@@ -92,7 +92,9 @@ def _scored(answer: dict[str, Any]) -> str:
     if flags is None:
         lines.append(f"  p_value  none: {answer['calibration']['reason']}")
     else:
-        lines.append(f"  anomaly  {sum(map(bool, flags))} of {len(flags)} rows")
+        lines.append(f"  anomaly  {sum(map(bool, flags))} of {len(flags)} rows, by {answer['calibration']['score']}")
+    if answer["calibration"]["warning"]:
+        lines.append(f"  warning  {answer['calibration']['warning']}")
     return "\n".join(lines)
 
 

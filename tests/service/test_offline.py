@@ -65,6 +65,7 @@ def _scored(folder: Path, model: str, rows: Array, *options: str) -> Arrays:
         ("tiny", {}),
         ("tiny/1", {"draws": "40", "seed": "7", "alpha": "0.5"}),
         ("mnist", {"explain": ""}),
+        ("tiny", {"fdr": "0.01", "correction": "simes", "confidence": "0.8"}),
         ("breast-cancer", {}),
     ],
 )
@@ -90,6 +91,7 @@ async def test_the_numbers_are_those_of_http(house: House, tmp_path: Path, model
         (("--seed", str(2**53)), "seed"),
         (("--alpha", "0"), "alpha"),
         (("--alpha", "nan"), "alpha"),
+        (("--fdr", "1"), "fdr"),
     ],
 )
 def test_an_option_out_of_its_range_is_one_line(refusal: Line, options: tuple[str, ...], said: str) -> None:
