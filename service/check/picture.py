@@ -159,15 +159,13 @@ def _findings(findings: Sequence[Finding], y: float) -> tuple[list[str], float]:
     parts = [svg.line(EDGE, y - 18, WIDTH - EDGE, y - 18)]
     for finding in findings:
         mark, colour = MARKS[finding.kind]
-        words = svg.wrapped(finding.detail, 92)
+        names, words = svg.wrapped(finding.what, 36), svg.wrapped(finding.detail, 96)
+        advice = svg.wrapped(f"→ {finding.remedy}", 96) if finding.remedy else []
         parts.append(svg.text(EDGE, y + 4, mark, size=14, colour=colour, bold=True))
-        for index, part in enumerate(svg.wrapped(finding.what, 34)):
+        for index, part in enumerate(names):
             parts.append(svg.text(EDGE + 20, y + 4 + 16 * index, part, bold=True))
-        for index, part in enumerate(words):
-            parts.append(svg.text(EDGE + 290, y + 4 + 16 * index, part, colour=INK))
-        lines = max(len(words), len(svg.wrapped(finding.what, 34)))
-        for part in svg.wrapped(finding.remedy, 92) if finding.remedy else []:
-            parts.append(svg.text(EDGE + 290, y + 4 + 16 * lines, f"→ {part}", colour=colour))
-            lines += 1
-        y += 16 * lines + 8
+        for index, part in enumerate([*words, *advice]):
+            ink = INK if index < len(words) else colour
+            parts.append(svg.text(EDGE + 290, y + 4 + 16 * index, part, colour=ink))
+        y += 16 * max(len(names), len(words) + len(advice)) + 8
     return parts, y

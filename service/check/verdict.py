@@ -90,7 +90,7 @@ def shape(ranks: Doubles) -> str:
 def _golden(manifest: Manifest) -> Finding:
     shares = [parity.error / parity.tolerance for parity in manifest.parity.values() if parity.tolerance]
     worst = max(shares, default=0.0)
-    detail = f"the graphs answer as the manifest says; they are off float64 by {worst:.0%} of what it allows at most"
+    detail = f"answered as the manifest says; in float32 the graphs use {worst:.0%} of the error it allows"
     return Finding("holds", "golden rows", detail)
 
 
@@ -171,7 +171,7 @@ def _reliable(trial: Trial) -> Finding:
     share = trial.reliable.mean()
     detail = f"{share:.0%} of rows at {trial.draws} draws"
     if share < RELIABLE:
-        return Finding("advice", "the evidence is unreliable for some rows", detail, "ask for more draws")
+        return Finding("advice", "the evidence is often unreliable", detail, "ask for more draws")
     return Finding("holds", "the evidence is reliable", detail)
 
 
