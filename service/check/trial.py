@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from service import evidence, noise, operations
 from service.artifact import Array
 from service.evidence.proposal import Proposal, transposed
-from service.evidence.search import search
+from service.evidence.search import adapt
 from service.models import Model
 from service.operations import Errand
 
@@ -141,9 +141,9 @@ async def _proposal(
     The noise is plain, not quasi-random: what is said of z* among the draws needs them independent.
     """
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NOISES, part.start)))
-    stage = max(1, draws // 2 // 4)
-    plan = evidence.Plan(int(generator.integers(noise.SEEDS)), mean.shape[1], 0, (stage,) * 4, 1, 1)
-    searching = search(np.ascontiguousarray(mean), np.ascontiguousarray(scale), plan)
+    stage = max(1, draws // 2 // 5)
+    plan = evidence.Plan(int(generator.integers(noise.SEEDS)), mean.shape[1], 0, (2 * stage, stage, stage, stage), 1, 1)
+    searching = adapt(np.ascontiguousarray(mean), np.ascontiguousarray(scale), plan)
     asked = await asyncio.to_thread(next, searching)
     while True:
         joint = await _joint(model, x, asked)

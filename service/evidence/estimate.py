@@ -34,9 +34,7 @@ class Estimate:
     reliable: Flags
 
 
-def estimate(
-    log_weights: Doubles, groups: int, confidence: float, controls: Doubles | None = None
-) -> Estimate:
+def estimate(log_weights: Doubles, groups: int, confidence: float, controls: Doubles | None = None) -> Estimate:
     """The estimate from log p(x, z) − log g(z) at draws from g, (rows, draws), group after independent group.
 
     controls (rows, c, draws) are numbers whose mean under g is known to be zero.
@@ -100,6 +98,17 @@ def standard_error(means: Doubles) -> Doubles:
     without = np.stack([log_mean(np.delete(means, left, axis=-1)) for left in range(count)], axis=-1)
     with np.errstate(invalid="ignore"):
         return np.asarray(without.std(-1) * math.sqrt(count - 1.0))
+
+
+def widening(freedom: int) -> float:
+    """What an error with few degrees of freedom is multiplied by, so that three of it hold as often as a normal's.
+
+    >>> round(widening(3), 2), round(widening(15), 2)
+    (3.07, 1.2)
+    """
+    from scipy.special import stdtrit  # here, as in `noise`: what is only needed now and then doesn't slow the start
+
+    return float(stdtrit(freedom, 0.5 + 0.5 * math.erf(3.0 / math.sqrt(2.0)))) / 3.0 if freedom > 0 else math.nan
 
 
 def log_mean(values: Doubles) -> Doubles:

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from service.evidence.proposal import Normal
+from service.evidence.proposal import Normal, log_sum
 
 Doubles = NDArray[np.float64]
 
@@ -20,14 +20,19 @@ INFLATION = 1.2  # of a covariance from moments: too wide costs little, too narr
 PER_LATENT = 7.0  # effective draws wanted for each latent, and two more, before a normal is fitted
 PER_COEFFICIENT = 1.5  # effective draws wanted for each coefficient of a quadratic
 MOST_COEFFICIENTS = 600  # of a whole quadratic, which 32 latents have 561 of; past that, one without products
+HEAVIEST, ROUNDS = 512, 8  # draws that modes are told apart with, and rounds in which they are
 COLDEST, HALVINGS = -20.0, 16  # the log of the lowest power of the weights, and how finely it is sought
 CURVATURES = 0.05, 1e4  # of the quadratic, in the inverse variances of the moments: what is believed of it
 
 
 def by_moments(z: Doubles, log_weight: Doubles) -> Normal:
     """The normal with the tempered weights' mean and covariance, the latter shrunk to its diagonal and inflated."""
-    d = z.shape[1]
-    weights, effective = tempered(log_weight, PER_LATENT * (d + 2))
+    return moments(z, tempered(log_weight, PER_LATENT * (z.shape[1] + 2))[0]).inflated(INFLATION)
+
+
+def moments(z: Doubles, weights: Doubles) -> Normal:
+    """The normal with the weights' mean and covariance; weights (rows, draws) sum to one."""
+    d, effective = z.shape[1], _effective(weights)
     centre = (z @ weights[:, :, None])[:, :, 0]
     away = (z - centre[:, :, None]) * np.sqrt(weights)[:, None, :]
     covariance = away @ away.transpose(0, 2, 1)
@@ -35,7 +40,45 @@ def by_moments(z: Doubles, log_weight: Doubles) -> Normal:
     kept = effective / (effective + d)  # the fewer draws a latent, the less is believed of its correlations
     covariance = covariance * kept[:, None, None]
     covariance[:, np.arange(d), np.arange(d)] = variance * (1.0 + 1e-9)
-    return Normal(centre, np.linalg.cholesky(INFLATION * covariance))
+    return Normal(centre, np.linalg.cholesky(covariance))
+
+
+def modes(z: Doubles, log_weight: Doubles) -> list[tuple[Normal, Doubles]]:
+    """Two normals that the tempered weights are likeliest under, each with the log of its hold on every draw.
+
+    Expectation and maximisation among the draws with the largest weights, from a cut through the middle across the
+    axis along which the draws lie least like one heap: the principal axis of the least kurtosis.
+    """
+    d = z.shape[1]
+    weights, _ = tempered(log_weight, 2.0 * PER_LATENT * (d + 2))
+    heavy = np.argsort(-weights, axis=-1, kind="stable")[:, :HEAVIEST]
+    some, mass = np.take_along_axis(z, heavy[:, None], 2), np.take_along_axis(weights, heavy, 1)
+    side = _side(some, moments(some, mass / mass.sum(-1, keepdims=True)), mass)
+    held = np.stack([side, ~side], axis=1) * mass[:, None]  # (rows, 2, draws)
+    found: list[Normal] = []
+    shares = np.empty(0)
+    for _ in range(ROUNDS):
+        held += 1e-9 / held.shape[2]
+        shares = held.sum(-1)
+        found = [moments(some, held[:, mode] / shares[:, mode, None]) for mode in (0, 1)]
+        held = np.exp(_holds(found, shares, some)) * mass[:, None]
+    holds = _holds(found, shares, z)
+    return [(one.inflated(INFLATION), holds[:, mode]) for mode, one in enumerate(found)]
+
+
+def _side(z: Doubles, near: Normal, mass: Doubles) -> NDArray[np.bool_]:
+    """On which side of a normal's middle draws lie, along its principal axis of the least kurtosis; (rows, draws)."""
+    variances, axes = np.linalg.eigh(near.root @ near.root.transpose(0, 2, 1))
+    along = axes.transpose(0, 2, 1) @ (z - near.centre[:, :, None])  # (rows, d, draws)
+    fourth = (along**4 @ mass[:, :, None])[:, :, 0] / (variances * variances)
+    least = np.argmin(fourth, axis=-1)
+    return np.asarray(np.take_along_axis(along, least[:, None, None], 1)[:, 0] > 0.0)
+
+
+def _holds(found: list[Normal], shares: Doubles, z: Doubles) -> Doubles:
+    """The log of the probability that a draw belongs to a mode, (rows, modes, draws)."""
+    each = np.stack([one.log_densities(z)[0] for one in found], axis=1) + np.log(shares)[:, :, None]
+    return np.asarray(each - log_sum(each)[:, None])
 
 
 def by_regression(z: Doubles, log_weight: Doubles, joint: Doubles, near: Normal) -> Normal:
@@ -43,7 +86,7 @@ def by_regression(z: Doubles, log_weight: Doubles, joint: Doubles, near: Normal)
 
     In the coordinates of another normal, and shrunk to it by as much as the residuals say. joint: (rows, draws).
     """
-    rows, d, draws = z.shape
+    _, d, draws = z.shape
     white = near.whitened(z)
     features, whole = _features(white, draws)
     weights, effective = tempered(log_weight, min(PER_COEFFICIENT * features.shape[1], 0.6 * draws))

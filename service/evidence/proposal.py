@@ -31,6 +31,14 @@ class Normal:
     root: Doubles
     scales: tuple[float, ...] = (1.0,)
 
+    def inflated(self, factor: float) -> Normal:
+        """The same with its covariance times a factor."""
+        return Normal(self.centre, math.sqrt(factor) * self.root, self.scales)
+
+    def at_scales(self, *scales: float) -> Normal:
+        """The same at these scales."""
+        return Normal(self.centre, self.root, scales)
+
     def at(self, noise: Doubles) -> Iterator[Doubles]:
         """The points that standard normal noise (d, draws), the same for every row, means at each scale."""
         spread = self.root[:, :, None] * noise if self.root.ndim == 2 else self.root @ noise

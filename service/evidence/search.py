@@ -21,10 +21,12 @@ from service.evidence.proposal import Normal, Proposal, Singles, log_densities, 
 Doubles = NDArray[np.float64]
 Asking = Generator[Singles, Doubles, Proposal]
 
-# Half of the draws are shared out so, whatever the draws so far say: to the moments' normal and its wider self, the
-# regression's and its wider self, q, q at twice its scale, and the prior. Draws that a normal was fitted to can't
-# judge it, and a mode may lie where none of them was.
-HALF = np.array([0.20, 0.06, 0.40, 0.10, 0.08, 0.08, 0.08])
+FIRST = np.array([0.15, 0.20, 0.20, 0.45])  # of the first stage: q, q at twice and at four times its scale, the prior
+MOST_MODAL = 8  # latents up to which two modes are looked for; with more, the draws are too few to tell two from one
+# Half of the draws are shared out so, whatever the draws so far say: to the moments' normals and their wider selves,
+# the regressions' and their wider selves, q, q at twice its scale, and the prior. Draws that a normal was fitted to
+# can't judge it, and a mode may lie where none of them was.
+MOMENTS, REGRESSION, OTHERS = (0.20, 0.06), (0.40, 0.10), (0.08, 0.08, 0.08)
 ROUNDS = 10  # of expectation and maximisation for the shares
 ENOUGH = 30.0  # effective draws for the shares; tempering to more would favour what is too wide
 FLOOR = -1e300  # for log p(x, z) that is no number or too low for one: a weight of nothing
@@ -60,11 +62,11 @@ class Pool:
         return self.joint - self.reach
 
 
-def search(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
+def adapt(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
     """A proposal for the last stage, from the mean and scale of q, (rows, d); yields draws and is sent log p(x, z)."""
     q, prior = Normal(mean, scale, (1.0, 2.0)), Normal(np.zeros_like(mean), np.ones_like(mean))
     wide = Normal(mean, scale, (1.0, 2.0, 4.0))
-    proposal, old = Proposal((wide, prior), np.full((len(mean), 4), 0.25)), None
+    proposal, old = Proposal((wide, prior), np.tile(FIRST, (len(mean), 1))), None
     pool = Pool()
     for index in range(len(plan.stages)):
         draws = proposal.draw(*plan.stage(index))
@@ -74,11 +76,15 @@ def search(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
     return proposal
 
 
-def fitted(pool: Pool) -> tuple[Normal, Normal]:
-    """A normal fitted by moments and one by regression, each with a wider self for the tails."""
-    moments = fitting.by_moments(pool.z, pool.log_weight)
-    quadratic = fitting.by_regression(pool.z, pool.log_weight, pool.joint, moments)
-    return Normal(moments.centre, moments.root, (1.0, 1.6)), Normal(quadratic.centre, quadratic.root, (1.05, 1.6))
+def fitted(pool: Pool) -> tuple[Normal, ...]:
+    """Normals fitted by moments and by regression, each with a wider self for the tails; for each mode looked for."""
+    d = pool.z.shape[1]
+    if d > MOST_MODAL:
+        found = [(fitting.by_moments(pool.z, pool.log_weight), np.zeros(1))]
+    else:
+        found = fitting.modes(pool.z, pool.log_weight)
+    quadratics = [fitting.by_regression(pool.z, pool.log_weight + hold, pool.joint, near) for near, hold in found]
+    return (*(near.at_scales(1.0, 1.6) for near, _ in found), *(one.at_scales(1.05, 1.6) for one in quadratics))
 
 
 def shared(normals: tuple[Normal, ...], pool: Pool) -> tuple[Proposal, Doubles]:
@@ -88,14 +94,22 @@ def shared(normals: tuple[Normal, ...], pool: Pool) -> tuple[Proposal, Doubles]:
     """
     each = log_densities(normals, pool.z)  # (rows, parts, draws)
     weights, _ = fitting.tempered(pool.log_weight, ENOUGH)
-    shares = np.tile(HALF, (len(each), 1))
+    half = halves(len(normals) - 2)
+    shares = np.tile(half, (len(each), 1))
     relative = np.exp(each - each.max(1, keepdims=True))
     for _ in range(ROUNDS):
         mixture = shares[:, None, :] @ relative  # (rows, 1, draws)
         held = relative @ (weights[:, None, :] / mixture).transpose(0, 2, 1)  # (rows, parts, 1)
-        shares = 0.5 * HALF + 0.5 * shares * held[:, :, 0]
+        shares = 0.5 * half + 0.5 * shares * held[:, :, 0]
     shares /= shares.sum(-1, keepdims=True)
     return Proposal(normals, shares), log_sum(each + np.log(shares)[:, :, None])
+
+
+def halves(fitted: int) -> Doubles:
+    """What half of the draws is shared out to, for so many fitted normals, half of them by regression."""
+    count = fitted // 2
+    shares = [share / count for kind in (MOMENTS, REGRESSION) for _ in range(count) for share in kind]
+    return np.array([*shares, *OTHERS])
 
 
 def finite(joint: Doubles) -> Doubles:
