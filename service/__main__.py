@@ -1,4 +1,4 @@
-"""python -m service: settings → logging → uvicorn; and `score` and `evidence`, the same numbers without a server."""
+"""python -m service: settings → logging → uvicorn; `score` and `evidence` without a server; `check`, a self-test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -139,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(settings.log_level, settings.log_format)
     if asked.command in OFFLINE:
         return offline(settings, asked)
+    if asked.command == "check":
+        return check(settings, asked)
     import uvloop
 
     gc.collect()
@@ -165,6 +168,46 @@ def offline(settings: Settings, asked: argparse.Namespace) -> int:
     return 0
 
 
+def check(settings: Settings, asked: argparse.Namespace) -> int:
+    """Check a model against rows of its own; 0 where it is sound, 1 where it is broken, 2 where it can't be read."""
+    from service import check as checking
+    from service.engine import open_engine
+
+    logging.getLogger().setLevel(logging.ERROR)
+    opener = partial(open_engine, device=settings.device)
+    wanted = {name: getattr(asked, name) for name in ("rows", "draws", "seed")}
+    try:
+        report = checking.check(asked.folder, say=progress, opener=opener, lanes=settings.lanes, **wanted)
+        out = asked.out or Path(f"{report.manifest.name}-{report.manifest.version}-check.svg")
+        out.write_text(report.picture(), encoding="utf-8")
+    except Problem as error:
+        print(f"vae-serve: {asked.folder}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"vae-serve: {error.filename} can't be written: {error.strerror}", file=sys.stderr)
+        return 2
+    print(report.text())
+    print(f"picture: {out}")
+    return 0 if report.sound else 1
+
+
+def progress(done: int, rows: int) -> None:
+    """Say on standard error how far a check is: on one line before a person, a line each in a log."""
+    ahead, end = ("\r", "\n" if done == rows else "") if sys.stderr.isatty() else ("", "\n")
+    print(f"{ahead}checked {done} of {rows} rows", end=end, file=sys.stderr, flush=True)
+
+
+def ranged(low: int, high: int) -> Callable[[str], int]:
+    """What reads a whole number from low to high."""
+
+    def number(word: str) -> int:
+        if not (word.isascii() and word.isdecimal() and len(word) < 20 and low <= int(word) <= high):
+            raise argparse.ArgumentTypeError(f"{word} is not a whole number from {low} to {high}")
+        return int(word)
+
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """What the command line takes."""
     top = argparse.ArgumentParser(prog="python -m service", description="Serve trained variational autoencoders.")
@@ -187,6 +230,12 @@ def parser() -> argparse.ArgumentParser:
     evidence.add_argument("--draws", type=int, default=4096, help="decoder calls a row, all together (default 4096)")
     evidence.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     evidence.add_argument("--confidence", type=float, default=0.95, help="of lower_bound, over seeds (default 0.95)")
+    own = commands.add_parser("check", help="check a model against rows drawn from itself; writes a picture")
+    own.add_argument("folder", type=Path, help="an artifact: exported_models/NAME/VERSION")
+    own.add_argument("--rows", type=ranged(20, 4096), default=100, help="rows to draw (default 100)")
+    own.add_argument("--draws", type=ranged(256, 16384), default=1024, help="decoder calls a row (default 1024)")
+    own.add_argument("--seed", type=ranged(0, 2**53 - 1), default=0, help="of rows and draws (default 0)")
+    own.add_argument("-o", "--out", type=Path, help="the picture (default NAME-VERSION-check.svg, here)")
     return top
 
 
