@@ -63,7 +63,7 @@ def _tables(figure: SubFigure, vae: VAE, dataset: DataSet, run: Run) -> None:
     """Reconstructed against held-out values, and the ranges of prior draws beside those of held-out rows."""
     rows = dataset.splits["test"].reshape(len(dataset.splits["test"]), -1)
     fitted = dataset.splits["fit"].reshape(len(dataset.splits["fit"]), -1)
-    centre, spread = fitted.mean(0), fitted.std(0)
+    centre, spread = fitted.mean(0), np.where(fitted.std(0) > 0, fitted.std(0), 1.0)
     x = torch.from_numpy(dataset.splits["test"])
     reconstructed = _means(vae, vae.posterior(x).mean).reshape(rows.shape)
     generator = torch.Generator().manual_seed(run.seed)

@@ -15,6 +15,7 @@ from scipy import special, stats
 from service import families, noise
 from service.artifact import FAMILIES, Manifest
 from tests.laws.families import BINOMIAL, CASES, INFLATED, ORDINAL, POISSON, STUDENT, Case, Doubles, one
+from training.likelihoods import NegativeBinomial
 from training.likelihoods.base import halves, lgamma, log1p, softplus
 
 DRAWS = 20_000
@@ -181,3 +182,13 @@ def test_the_ordinal_is_exact_in_its_tails() -> None:
             exact = float(mpmath.log(upper - lower))
         found = Case(ORDINAL, one(loc=loc, cutpoints=cuts)).log_prob([x])[0]
         assert found == pytest.approx(exact, rel=1e-10, abs=1e-12), (loc, x)
+
+
+def test_a_concentration_begins_where_the_rows_have_it() -> None:
+    """mean + mean²/θ is the variance of the fitted rows; at rows that vary less, θ is large and still a number."""
+    rows = np.random.default_rng(0).negative_binomial(40, 0.3, (5_000, 1)).astype(np.float64)
+    theta = NegativeBinomial(rows).parameters_of(torch.zeros(1, 1, 1))["concentration"].item()
+    assert rows.mean() + rows.mean() ** 2 / theta == pytest.approx(rows.var(), rel=1e-4)
+    assert (
+        1e4 < NegativeBinomial(np.full((9, 1), 3.0)).parameters_of(torch.zeros(1, 1, 1))["concentration"].item() < 1e6
+    )

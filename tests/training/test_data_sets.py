@@ -19,6 +19,7 @@ WANTED: list[tuple[config.Data, tuple[int, ...], str, tuple[int, ...]]] = [
     (config.Digits(name="digits"), (8, 8), "uint8", (1000, 197, 400, 200)),
     (config.Digits(name="digits", binarise=7), (8, 8), "uint8", (953, 197, 400, 200)),
     (config.BreastCancer(name="breast-cancer"), (30,), "float64", (178, 36, 99, 44)),
+    (config.Diabetes(name="diabetes"), (11,), "float64", (221, 45, 121, 55)),
 ]
 
 

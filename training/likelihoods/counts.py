@@ -96,13 +96,20 @@ class NegativeBinomial(Counts):
     family, heads = "negative_binomial", 1
     parameter_names: tuple[str, ...] = ("rate", "concentration")
 
+    usual: Tensor
+
     def __init__(self, fitted: Doubles) -> None:
+        """fitted: the rows to be fitted, (n, D); θ begins where it gives their variance, mean + mean²/θ."""
         super().__init__(fitted)
+        mean, over = fitted.mean(0), fitted.var(0) - fitted.mean(0)
+        begin = np.log(np.clip(mean**2 / np.maximum(over, 1e-9), 1e-2, 1e5))
+        middle, half = (sum(CONCENTRATION) / 2, (CONCENTRATION[1] - CONCENTRATION[0]) / 2)
+        self.register_buffer("usual", torch.from_numpy(middle + half * np.arctanh((begin - middle) / half)))
         self.raw_concentration = nn.Parameter(torch.zeros(len(self.spread)))
 
     def parameters_of(self, heads: Tensor) -> Parameters:
         """The rate; and the concentration, which is (D,) and the same for every row."""
-        concentration = aligned(_concentration, self.raw_concentration.double())
+        concentration = aligned(_concentration, self.raw_concentration.double() + self.usual)
         return {**super().parameters_of(heads), "concentration": concentration}
 
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
