@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from service import artifact, noise
+from service import artifact, calibration, noise
 from service.artifact import Array, Arrays, Artifact, Manifest
 from service.batcher import Answer, Batcher, BatchReport
-from service.calibration import Reference, fit
+from service.calibration import References
 from service.engine import Engine, Lanes
 from service.errors import ArtifactRefused, DeviceUnavailable, NotReady, Unknown
 
@@ -58,7 +58,7 @@ class Model:
     engine: Engine
     doors: Mapping[str, Batcher] = field(repr=False)
     golden: Arrays = field(repr=False)
-    reference: Reference | None = field(repr=False)
+    references: References | None = field(repr=False)
     calibrated: noise.Bank | None = field(repr=False)
 
     async def ask(
@@ -242,8 +242,8 @@ async def load(folder: Path, workshop: Workshop) -> Model:
         )
         for name, graph in manifest.graphs.items()
     }
-    reference, bank = _calibrated(found)
-    return Model(manifest, engine, doors, found.golden, reference, bank)
+    references, bank = _calibrated(found)
+    return Model(manifest, engine, doors, found.golden, references, bank)
 
 
 def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, float]]:
@@ -272,14 +272,18 @@ def _repeat(rows: Array, count: int) -> Array:
     return np.resize(rows, (count, *rows.shape[1:]))
 
 
-def _calibrated(found: Artifact) -> tuple[Reference | None, noise.Bank | None]:
+def _calibrated(found: Artifact) -> tuple[References | None, noise.Bank | None]:
     facts = found.manifest.calibration
     if facts is None or found.calibration is None:
         return None, None
     bank = noise.Bank(facts.seed, found.calibration["noise"].astype(np.float32), noise.groups(facts.draws))
     if facts.estimator != (wanted := estimator(bank)):
         raise ArtifactRefused(f"calibration.estimator is {facts.estimator}; {facts.draws} draws are {wanted}")
-    return fit(found.calibration["scores"]), bank
+    names = {name: score.strange for name, score in facts.named.items()}
+    try:
+        return calibration.from_arrays(found.calibration, names, facts.chosen), bank
+    except ValueError as error:
+        raise ArtifactRefused(f"{artifact.CALIBRATION}: {error}") from error
 
 
 def estimator(bank: noise.Bank) -> Literal["sobol_scrambles_4", "plain"]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "artifact", "noise", "families", "scoring", "calibration", "evidence", "conditional"}
+LEAVES = {"errors", "artifact", "noise", "families", "scoring", "calibration", "evidence", "conditional", "anomaly"}
 # Who may import what inside the service, leaves aside. http → operations → models → batcher → engine.
 ARROWS = {
     "errors": set[str](),
@@ -18,7 +18,8 @@ ARROWS = {
     "noise": set[str](),
     "families": {"artifact"},
     "scoring": {"noise"},
-    "calibration": set[str](),
+    "anomaly": set[str](),
+    "calibration": {"anomaly"},
     "evidence": {"noise"},
     "conditional": {"evidence"},
     "engine": LEAVES,

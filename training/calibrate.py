@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service import artifact, calibration, engine, models, noise, operations
-from service.artifact import Calibration, Manifest
-from training import config, data
+from service import anomaly, artifact, calibration, engine, models, noise, operations
+from service.anomaly import Doubles, Statistics
+from service.artifact import Calibration, Choice, Manifest, ScoreFacts
+from service.calibration import References
+from service.models import Model
+from training import choice, config, data, strangers
 from training.config import Unusable
 
 Rows = NDArray[np.generic]
@@ -28,28 +31,40 @@ Scored = Callable[[int, int], None]
 def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     """Score the calibration split and write the scores, and the noise they were made with, into the artifact.
 
-    scored, if given, is told how many of how many rows are done. ArtifactRefused where the folder isn't what its
-    manifest says; Unusable where the data no longer gives the rows that were set aside.
+    What scores need to know of typical rows is fitted on the validation split, which also chooses the score that
+    anomalies are told by. scored, if given, is told how many of how many rows are done. ArtifactRefused where the
+    folder isn't what its manifest says; Unusable where the data no longer gives the rows that were set aside.
     """
     found = artifact.read(folder)
-    rows = held_out_rows(found.manifest)
-    scores, bank = asyncio.run(score(folder, rows, scored))
+    validation, rows = held_out_rows(found.manifest, "validation"), held_out_rows(found.manifest)
+    references, chosen, bank = asyncio.run(refer(folder, validation, rows, scored))
     hold_to_seed(bank)
-    reference = calibration.fit(scores)
-    elbo = found.manifest.graphs["elbo"].file
+    graphs = [found.manifest.graphs[name].file for name in ("elbo", "encoder", "terms")]
     facts = Calibration(
-        n=len(scores),
+        n=len(rows),
         complete=rows.dtype.kind != "f" or not bool(np.isnan(rows).any()),
         draws=DRAWS,
         seed=SEED,
         estimator=models.estimator(bank),
-        smallest_p=reference.smallest_p,
+        smallest_p=references.scores["elbo"].smallest_p,
         split=artifact.digest_rows(rows),
-        graphs={elbo: found.manifest.files[elbo].sha256},
+        graphs={file: found.manifest.files[file].sha256 for file in graphs},
+        scores={name: score_facts(name) for name in references.scores},
+        anomaly=chosen,
+        validation=artifact.digest_rows(validation),
+        terms="median_95",
     )
-    arrays = artifact.pack({"scores": reference.scores, "noise": bank.noise})
+    arrays = artifact.pack({**calibration.arrays(references), "noise": bank.noise})
     artifact.rewrite(found, {"calibration": facts.model_dump()}, {artifact.CALIBRATION: arrays})
     return facts
+
+
+def score_facts(name: str) -> ScoreFacts:
+    """What the manifest says of a score."""
+    kind = anomaly.KINDS[name]
+    return ScoreFacts(
+        strange=kind.strange, unit=kind.unit, fitted={key: list(shape) for key, shape in kind.fitted.items()}
+    )
 
 
 def hold_to_seed(bank: noise.Bank) -> None:
@@ -61,29 +76,54 @@ def hold_to_seed(bank: noise.Bank) -> None:
         raise Unusable(f"the noise used is not what seed {bank.seed} makes here; another SciPy may have made it")
 
 
-def held_out_rows(manifest: Manifest) -> Rows:
-    """The calibration split, made again from the run in the manifest and held to its digest."""
+def held_out_rows(manifest: Manifest, split: data.SplitName = "calibration") -> Rows:
+    """A split that was set aside, made again from the run in the manifest and held to its digest."""
     run = config.check(manifest.training.config, f"{artifact.MANIFEST}: training.config")
     dataset = data.of(run)
-    if dataset.digests["calibration"] != manifest.training.splits["calibration"]:
-        raise Unusable(f"{run.data.name} no longer gives the rows that were set aside for calibration; fit again")
-    return dataset.splits["calibration"]
+    if dataset.digests[split] != manifest.training.splits[split]:
+        raise Unusable(f"{run.data.name} no longer gives the rows that were set aside for {split}; fit again")
+    return dataset.splits[split]
 
 
-async def score(folder: Path, rows: Rows, scored: Scored | None) -> tuple[NDArray[np.float64], noise.Bank]:
-    """The rows' ELBOs, (n,), as the service gives them, and the bank that it used."""
+async def refer(
+    folder: Path, validation: Rows, rows: Rows, scored: Scored | None
+) -> tuple[References, Choice, noise.Bank]:
+    """All reference scores of the rows, as the service gives them, the choice among them, and the bank it used."""
     lanes = engine.Lanes(1)
     workshop = models.Workshop(open_engine=partial(engine.open_engine, device="cpu"), lanes=lanes)
-    parts = []
     try:
         async with models.open_one(folder, workshop) as model:
-            for start in range(0, len(rows), AT_ONCE):
-                part = rows[start : start + AT_ONCE]
-                errand = operations.Errand()
-                answer = await operations.score(model, part, draws=DRAWS, seed=SEED, errand=errand)
-                parts.append(answer.bound.elbo)
-                if scored:
-                    scored(start + len(part), len(rows))
-            return np.concatenate(parts), await model.bank(SEED, DRAWS)
+            bank = await model.bank(SEED, DRAWS)
+            typical = await measure(model, validation, bank)
+            others = strangers.made(validation, model.manifest.support, SEED)
+            chosen = choice.choose(typical, {kind: await measure(model, x, bank) for kind, x in others.items()})
+            held = await measure(model, rows, bank, scored)
+            terms = await explain(model, rows, bank)
     finally:
         lanes.close()
+    fitted = anomaly.fit(typical)
+    values = anomaly.values(held, fitted)
+    scores = {name: calibration.fit(array, anomaly.KINDS[name].strange) for name, array in values.items()}
+    feature, latent = calibration.spread(terms[0], "low"), calibration.spread(terms[1], "high")
+    return References(scores, fitted, feature, latent, chosen.score), chosen, bank
+
+
+async def measure(model: Model, rows: Rows, bank: noise.Bank, scored: Scored | None = None) -> Statistics:
+    """What the rows' scores are made of, as the service has it."""
+    parts = []
+    for start in range(0, len(rows), AT_ONCE):
+        part = operations.admit(rows[start : start + AT_ONCE], model.manifest)
+        parts.append((await operations.measure(model, part, bank, norms=True, errand=operations.Errand()))[1])
+        if scored:
+            scored(start + len(part), len(rows))
+    return anomaly.joined(parts)
+
+
+async def explain(model: Model, rows: Rows, bank: noise.Bank) -> tuple[Doubles, Doubles]:
+    """What the rows' features and latents add to their scores, as the service has it."""
+    parts = []
+    for start in range(0, len(rows), AT_ONCE):
+        part = operations.admit(rows[start : start + AT_ONCE], model.manifest)
+        parts.append(await operations.terms(model, part, bank, operations.Errand()))
+    features, latents = zip(*parts, strict=True)
+    return np.concatenate(features), np.concatenate(latents)

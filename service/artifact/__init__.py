@@ -7,7 +7,7 @@
     calibration.npz                      scores of held-out rows and the noise bank they were made with; optional
 """
 
-from service.artifact.calibrated import Calibration
+from service.artifact.calibrated import Calibration, Choice, ScoreFacts
 from service.artifact.density import FAMILIES, Block, Feature, Measure, Support, joint_measure
 from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, verify, write
 from service.artifact.graphs import Array, Arrays, Graph, graphs
@@ -28,6 +28,7 @@ __all__ = [
     "Artifact",
     "Block",
     "Calibration",
+    "Choice",
     "Feature",
     "File",
     "Golden",
@@ -36,6 +37,7 @@ __all__ = [
     "Measure",
     "Parity",
     "Prior",
+    "ScoreFacts",
     "Split",
     "Support",
     "Training",

@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import ValidationError
 
+from service.artifact.calibrated import Calibration
 from service.artifact.graphs import Array, Arrays
 from service.artifact.manifest import CALIBRATION, GOLDEN, MANIFEST, Manifest
 from service.artifact.parts import File
@@ -26,7 +27,9 @@ from service.errors import ArtifactRefused
 class Artifact:
     """An artifact whose every file is what its manifest says. Golden and calibration arrays are loaded; graphs are not.
 
-    calibration holds `scores` (n,) float64 and `noise` (draws, latent_size) float32.
+    calibration holds `scores` (n,) float64, the elbo's, and `noise` (draws, latent_size) float32. As far as the
+    manifest lists them: `scores.<name>` (n,) of further scores, `fitted.<name>.<parameter>` of what was fitted for
+    them, and `terms.feature.centre`, `terms.feature.scale` (*event), `terms.latent.centre`, `terms.latent.scale` (d,).
     """
 
     folder: Path
@@ -162,13 +165,33 @@ def _check_arrays(artifact: Artifact) -> None:
             _check_shape(name, artifact.golden[name], manifest)
     if manifest.calibration is None or artifact.calibration is None:
         return
-    shapes = {name: array.shape for name, array in artifact.calibration.items()}
-    wanted = {
-        "scores": (manifest.calibration.n,),
-        "noise": (manifest.calibration.draws, manifest.latent_size),
-    }
-    if shapes != wanted:
-        raise ArtifactRefused(f"{CALIBRATION} holds {shapes}, not {wanted}")
+    _check_calibration(artifact.calibration, manifest, manifest.calibration)
+
+
+def _check_calibration(arrays: Arrays, manifest: Manifest, facts: Calibration) -> None:
+    """Refuse calibration arrays that aren't those that the manifest lists, or that can't be what they are."""
+    for name, digest in facts.graphs.items():
+        if name not in manifest.files or manifest.files[name].sha256 != digest:
+            raise ArtifactRefused(f"the calibration was made with another {name}; calibrate again")
+    wanted: dict[str, tuple[int, ...]] = {"scores": (facts.n,), "noise": (facts.draws, manifest.latent_size)}
+    for name, score in facts.named.items():
+        wanted |= {} if name == "elbo" else {f"scores.{name}": (facts.n,)}
+        wanted |= {f"fitted.{name}.{key}": tuple(shape) for key, shape in score.fitted.items()}
+    if facts.terms is not None:
+        spans = {"feature": tuple(manifest.event_shape), "latent": (manifest.latent_size,)}
+        wanted |= {f"terms.{of}.{key}": shape for of, shape in spans.items() for key in ("centre", "scale")}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    for name in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(name) != wanted.get(name):
+            said = [str(list(each[name])) if name in each else "nothing" for each in (shapes, wanted)]
+            raise ArtifactRefused(f"{CALIBRATION} holds {said[0]} for {name} where the manifest says {said[1]}")
+    for name, array in arrays.items():
+        if array.dtype != (np.float32 if name == "noise" else np.float64):
+            raise ArtifactRefused(f"{CALIBRATION}: {name} is {array.dtype}")
+        if name.partition(".")[0] == "scores" and (np.diff(array) < 0).any():
+            raise ArtifactRefused(f"{CALIBRATION}: {name} is not in ascending order")
+        if name.startswith("terms.") and name.endswith(".scale") and not (array > 0).all():
+            raise ArtifactRefused(f"{CALIBRATION}: {name} is not above 0 everywhere")
 
 
 def _check_shape(name: str, array: Array, manifest: Manifest) -> None:

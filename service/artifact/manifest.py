@@ -112,11 +112,12 @@ class Manifest(Part):
         facts, elbo = self.calibration, self.graphs["elbo"].file
         if facts is None:
             return self
-        for name in {elbo, *facts.graphs}:
-            if name not in self.files or facts.graphs.get(name) != self.files[name].sha256:
-                raise ValueError(f"the calibration was made with another {name}; calibrate again")
+        if facts.graphs.get(elbo) != self.files[elbo].sha256:  # the others once it is known that the files are these
+            raise ValueError(f"the calibration was made with another {elbo}; calibrate again")
         if facts.split != self.training.splits["calibration"].sha256:
             raise ValueError("the calibration is of other rows than the split set aside for it")
+        if facts.validation not in (None, self.training.splits["validation"].sha256):
+            raise ValueError("the calibration's scores were fitted on other rows than the validation split")
         if not abs(facts.smallest_p - 1 / (facts.n + 1)) <= 1e-12:
             raise ValueError(f"calibration.smallest_p is not 1/(n+1) of {facts.n} rows")
         return self

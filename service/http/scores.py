@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from service import operations
 from service.artifact import Array
@@ -23,7 +23,20 @@ class Score(Fields):
 
     draws: int = Field(UNSAID, ge=1, description="draws from q(z|x) a row; default: as calibrated, else 16")
     seed: int = Field(UNSAID, ge=0, lt=SEEDS, description="of the noise bank; default: as calibrated, else 0")
-    alpha: float = Field(0.05, gt=0, lt=1, description="anomaly is p_value ≤ alpha")
+    alpha: float = Field(0.05, gt=0, lt=1, description="anomaly is p_value ≤ alpha; with fdr it decides nothing")
+    fdr: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the share of false discoveries: anomaly is then decided for all rows of the request together "
+        "(Benjamini & Hochberg)",
+    )
+    correction: Literal["none", "simes"] = Field(
+        "none",
+        description="simes: p-values that hold for this calibration set with probability ≥ confidence, not only on "
+        "average over such sets",
+    )
+    confidence: float = Field(0.9, gt=0, lt=1, description="of the correction")
     explain: bool = Field(False, description="also what each feature and each latent adds")
     conditionals: bool = Field(False, description="also log p(x_j|x_−j) of each feature; ask for 256 draws or more")
 
@@ -34,8 +47,17 @@ class CalibrationFacts(Fields):
     n: int | None = Field(description="held-out rows")
     seed: int | None
     draws: int | None
-    smallest_p: float | None = Field(description="1/(n+1)")
+    smallest_p: float | None = Field(description="the least p-value that a row can have: 1/(n+1), if not corrected")
     reason: str | None = Field(description="why there are no p-values, where there are none")
+    score: str | None = Field(description="the score that p_value and anomaly are of")
+    warning: str | None = Field(description="what can't be found with so few held-out rows, where that is so")
+
+
+class OneScore(BaseModel):
+    """One score of each row, as it is, and where it stands."""
+
+    value: Numbers
+    p_value: Numbers | None = Field(description="the share of held-out rows that are as strange; null: see calibration")
 
 
 class Scored(Answered):
@@ -47,13 +69,20 @@ class Scored(Answered):
     log_likelihood: Numbers = Field(description="E_q[log p(x|z)]")
     kl: Numbers = Field(description="KL(q(z|x) ‖ p(z)), exact")
     bits_per_dim: Numbers | None = Field(None, description="where the family is discrete")
-    p_value: Numbers | None = Field(description="the share of held-out rows that score as low; null: see calibration")
-    anomaly: list[bool | None] | None = Field(description="p_value ≤ alpha")
+    scores: dict[str, OneScore] = Field(description="elbo, log_likelihood, kl, iwae_gap, typicality, density_of_states")
+    p_value: Numbers | None = Field(description="of the score that calibration.score names; small is strange")
+    anomaly: list[bool | None] | None = Field(description="p_value ≤ alpha; with fdr, a discovery at that level")
     calibration: CalibrationFacts
     seed: int
     draws: int
     feature_log_likelihood: list[Any] | None = Field(None, description="[n, *event]; sums to log_likelihood")
     latent_kl: list[list[float]] | None = Field(None, description="[n, d]; sums to kl")
+    feature_deviation: list[Any] | None = Field(
+        None,
+        description="[n, *event]; how far each term lies from the calibration's median, in scales; high is strange",
+    )
+    latent_deviation: list[list[float]] | None = Field(None, description="[n, d]; the same of latent_kl")
+    feature_names: list[str] | None = Field(None, description="the columns, where the manifest names them")
     feature_conditional: list[Any] | None = Field(None, description="[n, *event]; log p(x_j|x_−j)")
     feature_conditional_k: list[Any] | None = Field(
         None, description="[n, *event]; above 0.7 rely on none of it; null where draws are too few to tell"
@@ -70,6 +99,9 @@ async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visi
         draws=draws,
         seed=asked.seed,
         alpha=asked.alpha,
+        fdr=asked.fdr,
+        correction=asked.correction,
+        confidence=asked.confidence,
         explain=asked.explain,
         conditionals=asked.conditionals,
         errand=visit.errand,
@@ -87,20 +119,25 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "elbo_error_df": bound.error_df,
         "log_likelihood": bound.log_likelihood,
         "kl": bound.kl,
+        "scores": {name: {"value": one.value, "p_value": one.p_value} for name, one in found.scores.items()},
         "p_value": found.p_value,
         "anomaly": found.anomaly,
         "calibration": {name: getattr(found.calibration, name) for name in CalibrationFacts.model_fields},
         "seed": found.seed,
         "draws": found.draws,
     }
-    optional = {
-        "bits_per_dim": found.bits_per_dim,
-        "feature_log_likelihood": found.feature_log_likelihood,
-        "latent_kl": found.latent_kl,
-        "feature_conditional": found.feature_conditional,
-        "feature_conditional_k": found.feature_conditional_k,
-    }
+    optional = {"bits_per_dim": found.bits_per_dim, **_explained(found.explanation)}
+    if found.conditionals:
+        optional["feature_conditional"], optional["feature_conditional_k"] = found.conditionals
     return fields | {name: array for name, array in optional.items() if array is not None}
+
+
+def _explained(found: operations.Explanation | None) -> dict[str, Any]:
+    """An explanation by the names it has on the wire."""
+    if found is None:
+        return {}
+    names = ("feature_log_likelihood", "latent_kl", "feature_deviation", "latent_deviation", "feature_names")
+    return {name: getattr(found, name) for name in names}
 
 
 OPERATIONS = (Operation("score", Score, Scored, score, "inputs", INPUTS),)

@@ -396,4 +396,5 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
 
 def size(content: Mapping[str, Any]) -> int:
     """How many numbers an answer holds."""
-    return sum(v.size for v in content.values() if isinstance(v, np.ndarray))
+    parts = content.values()
+    return sum(size(v) if isinstance(v, Mapping) else v.size for v in parts if isinstance(v, np.ndarray | Mapping))

@@ -18,16 +18,18 @@ from service.operations.latents import (
     sample,
 )
 from service.operations.rows import admit
-from service.operations.scores import Calibrated, Score, score
+from service.operations.scores import Calibrated, Explanation, Score, Standing, measure, score, terms
 
 __all__ = [
     "Calibrated",
     "Encoding",
     "Errand",
     "Evidence",
+    "Explanation",
     "Imputation",
     "Samples",
     "Score",
+    "Standing",
     "admit",
     "decode",
     "decode_parameters",
@@ -35,8 +37,10 @@ __all__ = [
     "encode",
     "evidence_of",
     "impute",
+    "measure",
     "pool",
     "reconstruct",
     "sample",
     "score",
+    "terms",
 ]

@@ -17,15 +17,14 @@ Doubles = NDArray[np.float64]
 COPIES = 8  # of the terms that are held while their weights are sorted and smoothed
 
 
-async def left_out(
-    model: Model, x: Array, bank: noise.Bank, log_weight: Doubles, errand: Errand
-) -> tuple[Doubles, Doubles]:
+async def left_out(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles]:
     """log p(x_j|x_−j) and the k̂ of its weights, (rows, *event) each, from the draws that the bound was taken at."""
     shape, size = tuple(model.manifest.event_shape), model.manifest.dimensions
     values, k = np.empty((len(x), *shape)), np.empty((len(x), *shape))
     for rows in chunks(len(x), COPIES * bank.draws * size):
+        log_weight = (await errand.ask(model, "elbo", {"x": x[rows]}, bank))["log_weight"]
         terms = (await errand.ask(model, "terms", {"x": x[rows]}, bank))["feature_log_likelihood"]
         flat = terms.reshape(len(terms), bank.draws, size)
-        found = await asyncio.to_thread(conditional.left_out, log_weight[rows], flat)
+        found = await asyncio.to_thread(conditional.left_out, log_weight, flat)
         values[rows], k[rows] = (part.reshape(-1, *shape) for part in found)
     return values, k

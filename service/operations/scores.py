@@ -1,15 +1,16 @@
-"""Scores: the ELBO of each row, where it stands among held-out rows, and what it is made of."""
+"""Scores: the ELBO of each row and its other scores, where each stands among held-out rows, and what it is made of."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import calibration, noise, scoring
+from service import anomaly, calibration, noise, scoring
 from service.artifact import Array
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop
@@ -21,38 +22,80 @@ Flags = NDArray[np.bool_]
 
 INCOMPLETE = "rows with missing values have no p-value: the calibration rows are complete, so they are not comparable"
 
+UNCALIBRATED = "the artifact is not calibrated: python -m training calibrate"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What makes a row an anomaly: p ≤ alpha, or with fdr a discovery of Benjamini & Hochberg's at that level.
+
+    correction: what is done to p-values first, so that with probability ≥ confidence they hold for this calibration.
+    """
+
+    alpha: float
+    fdr: float | None
+    correction: calibration.Correction
+    confidence: float
+
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What a p-value rests on; reason says why there is none."""
+    """What a p-value rests on, and which score p_value is of; reason says why there is none.
+
+    smallest_p is the least that any row can have. warning says what can't be found with so few held-out rows.
+    """
 
     n: int | None
     seed: int | None
     draws: int | None
     smallest_p: float | None
     reason: str | None
+    score: str | None = None
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One score of each row, (rows,), as it is, and its p-value where the artifact is calibrated for it."""
+
+    value: Doubles
+    p_value: Doubles | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a score is made of: feature_log_likelihood (rows, *event) and latent_kl (rows, d), in nats.
+
+    The deviations say how many scales of the calibration each lies from its centre, greater is stranger; None where
+    the artifact isn't calibrated for this estimator.
+    """
+
+    feature_log_likelihood: Doubles
+    latent_kl: Doubles
+    feature_deviation: Doubles | None = None
+    latent_deviation: Doubles | None = None
+    feature_names: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """One bound a row with its error, what it is made of, and where it stands; all in nats, (rows,) float64.
 
-    p_value and anomaly are None where the artifact isn't calibrated for this estimator. With explanations,
-    feature_log_likelihood (rows, *event) and latent_kl (rows, d) sum to log_likelihood and kl. With conditionals,
-    feature_conditional is log p(x_j|x_−j), and feature_conditional_k what its reliability is told by; (rows, *event).
+    scores are all that can be had, by name. p_value and anomaly are of the score that the artifact's calibration names,
+    and None where the artifact isn't calibrated for this estimator.
+    With conditionals, log p(x_j|x_−j) of each feature and the k̂ that its reliability is told by; (rows, *event) both.
     """
 
     bound: scoring.Bound
     bits_per_dim: Doubles | None
+    scores: Mapping[str, Standing]
     p_value: Doubles | None
     anomaly: list[bool | None] | None
     calibration: Calibrated
     seed: int
     draws: int
-    feature_log_likelihood: Doubles | None = None
-    latent_kl: Doubles | None = None
-    feature_conditional: Doubles | None = None
-    feature_conditional_k: Doubles | None = None
+    explanation: Explanation | None = None
+    conditionals: tuple[Doubles, Doubles] | None = None
 
 
 async def score(
@@ -62,56 +105,142 @@ async def score(
     draws: int | None = None,
     seed: int | None = None,
     alpha: float = 0.05,
+    fdr: float | None = None,
+    correction: calibration.Correction = "none",
+    confidence: float = 0.9,
     explain: bool = False,
     conditionals: bool = False,
     errand: Errand,
 ) -> Score:
-    """The ELBO of each row, with its error, and its p-value among held-out rows."""
+    """The scores of each row, the ELBO with its error, and their p-values among held-out rows; see Rule."""
     x = await admitted(inputs, model.manifest)
+    rule = Rule(alpha, fdr, correction, confidence)
     bank = await model.bank(model.seed if seed is None else seed, draws or model.draws)
-    outputs = await errand.ask(model, "elbo", {"x": x}, bank)
-    bound = await off_loop(len(x) * bank.draws, lambda: scoring.bound(outputs["log_likelihood"], outputs["kl"], bank))
+    fitted = model.references.fitted if model.references else {}
+    bound, statistics = await measure(model, x, bank, norms="density_of_states" in fitted, errand=errand)
+    values = anomaly.values(statistics, fitted)
+    facts = _facts(model, bank)
     seen = await observed(x, model.manifest)
-    facts, p = _stand(model, bank, bound.elbo)
-    if model.manifest.calibration and model.manifest.calibration.complete:
-        facts, p = _of_complete_rows(facts, p, seen == model.manifest.dimensions)
+    like = _like_the_references(model, seen)
+    standings = {name: Standing(v, _p_value(model, facts, rule, name, v, like)) for name, v in values.items()}
+    p = standings[facts.score].p_value if facts.score else None
+    flags, facts = _decide(p, facts, rule)
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
-    flags = None if p is None else [None if math.isnan(value) else value <= alpha for value in p.tolist()]
-    features, latents = await _explain(model, x, bank, errand) if explain else (None, None)
-    alone = await left_out(model, x, bank, outputs["log_weight"], errand) if conditionals else (None, None)
-    return Score(bound, bits, p, flags, facts, bank.seed, bank.draws, features, latents, *alone)
+    explanation = await _explain(model, x, bank, facts, errand) if explain else None
+    given_others = await left_out(model, x, bank, errand) if conditionals else None
+    if p is not None and not like.all():
+        facts = replace(facts, reason=INCOMPLETE)
+    return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation, given_others)
 
 
-def _stand(model: Model, bank: noise.Bank, elbo: Doubles) -> tuple[Calibrated, Doubles | None]:
-    """Where scores stand among the reference scores, if those were made with this bank."""
-    facts = model.manifest.calibration
-    if facts is None or model.reference is None:
-        return Calibrated(None, None, None, None, "the artifact is not calibrated: python -m training calibrate"), None
+async def measure(
+    model: Model, x: Array, bank: noise.Bank, *, norms: bool, errand: Errand
+) -> tuple[scoring.Bound, anomaly.Statistics]:
+    """The bound of admitted rows and what their scores are made of; the posterior's norms come from the encoder."""
+    if norms:
+        asked = errand.ask(model, "elbo", {"x": x}, bank), errand.ask(model, "encoder", {"x": x})
+        outputs, posterior = await asyncio.gather(*asked)
+    else:
+        outputs, posterior = await errand.ask(model, "elbo", {"x": x}, bank), None
+
+    def work() -> tuple[scoring.Bound, anomaly.Statistics]:
+        bound = scoring.bound(outputs["log_likelihood"], outputs["kl"], bank)
+        gap = anomaly.iwae_gap(outputs["log_weight"], bank.weights)
+        lengths: tuple[Doubles, ...] = ()
+        if posterior is not None:
+            lengths = anomaly.norm(posterior["mean"]), anomaly.norm(np.exp(posterior["log_scale"].astype(np.float64)))
+        return bound, anomaly.Statistics(bound.elbo, bound.log_likelihood, bound.kl, gap, *lengths)
+
+    return await off_loop(len(x) * bank.draws, work)
+
+
+def _facts(model: Model, bank: noise.Bank) -> Calibrated:
+    """What p-values of this bank's scores rest on, or why there are none."""
+    facts, references = model.manifest.calibration, model.references
+    if facts is None or references is None:
+        return Calibrated(None, None, None, None, UNCALIBRATED)
     reason = None
     if (bank.seed, bank.draws) != (facts.seed, facts.draws):
         reason = (
             f"calibrated with seed {facts.seed} and {facts.draws} draws; "
             f"seed {bank.seed} and {bank.draws} draws give another score"
         )
-    p = None if reason else calibration.p_values(model.reference, elbo)
-    return Calibrated(facts.n, facts.seed, facts.draws, model.reference.smallest_p, reason), p
+    smallest = references.scores[references.chosen].smallest_p
+    return Calibrated(facts.n, facts.seed, facts.draws, smallest, reason, references.chosen)
 
 
-def _of_complete_rows(facts: Calibrated, p: Doubles | None, complete: Flags) -> tuple[Calibrated, Doubles | None]:
-    """p-values of complete rows alone: the reference rows are complete, and a row with holes is not one like them."""
-    if p is None or complete.all():
-        return facts, p
-    return replace(facts, reason=INCOMPLETE), np.where(complete, p, np.nan)
+def _like_the_references(model: Model, seen: NDArray[np.int64]) -> Flags:
+    """Which rows are comparable: where the calibration rows are complete, those that are too; (rows,)."""
+    facts = model.manifest.calibration
+    if facts is None or not facts.complete:
+        return np.ones(len(seen), np.bool_)
+    return np.asarray(seen == model.manifest.dimensions, np.bool_)
 
 
-async def _explain(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles]:
-    """Each feature's share of log_likelihood and each latent's of kl; chunked, since the terms are large."""
+def _p_value(model: Model, facts: Calibrated, rule: Rule, name: str, value: Doubles, like: Flags) -> Doubles | None:
+    """Where a score stands among the reference scores, if there are any of this bank; NaN for rows not like theirs."""
+    if model.references is None or facts.reason or name not in model.references.scores:
+        return None
+    p = calibration.p_values(model.references.scores[name], np.where(like, value, np.nan))
+    return p if rule.correction == "none" else calibration.correct(p, model.references.n, rule.confidence)
+
+
+def _decide(p: Doubles | None, facts: Calibrated, rule: Rule) -> tuple[list[bool | None] | None, Calibrated]:
+    """Which rows are anomalies, and the calibration's facts with what it can't find."""
+    smallest = facts.smallest_p
+    if smallest is not None and facts.n is not None and rule.correction != "none":
+        smallest = float(calibration.correct(np.array([smallest]), facts.n, rule.confidence)[0])
+        facts = replace(facts, smallest_p=smallest)
+    if p is None or smallest is None:
+        return None, facts
+    if rule.fdr is None:
+        flags = [None if math.isnan(value) else value <= rule.alpha for value in p.tolist()]
+        warning = f"no row can have p ≤ {rule.alpha:g}: the least is {smallest:.3g}" if smallest > rule.alpha else None
+    else:
+        flags = calibration.discoveries(p, rule.fdr)
+        warning = _too_few(len(p), smallest, rule)
+    return flags, replace(facts, warning=warning)
+
+
+def _too_few(rows: int, smallest: float, rule: Rule) -> str | None:
+    """What Benjamini & Hochberg can't find among some rows, since no p-value is small enough."""
+    assert rule.fdr is not None
+    fewest = calibration.fewest_discoveries(rows, smallest, rule.fdr)
+    if fewest == 1:
+        return None
+    found = "none can be found" if fewest > rows else f"fewer than {fewest} together can't be found"
+    warning = f"of {rows} rows at fdr {rule.fdr:g} {found}: the smallest p-value is {smallest:.3g}"
+    if rule.correction != "none":
+        return warning
+    return f"{warning}; a lone one needs {calibration.fewest_references(rows, rule.fdr)} calibration rows"
+
+
+async def _explain(model: Model, x: Array, bank: noise.Bank, facts: Calibrated, errand: Errand) -> Explanation:
+    """Each feature's share of log_likelihood and each latent's of kl, and how unusual each is."""
+    features, latents = await terms(model, x, bank, errand)
+    columns = model.manifest.features
+    names = [column.name for column in columns] if columns else None
+    references = model.references
+    if references is None or facts.reason or references.feature is None or references.latent is None:
+        return Explanation(features, latents, feature_names=names)
+    deviations = calibration.deviations(references.feature, features, "low")
+    return Explanation(
+        features,
+        latents,
+        np.where(np.isnan(x), np.nan, deviations) if model.manifest.missing else deviations,
+        calibration.deviations(references.latent, latents, "high"),
+        names,
+    )
+
+
+async def terms(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles]:
+    """feature_log_likelihood (rows, *event) and latent_kl (rows, d); chunked, since the terms are large."""
     features, latents = [], []
     for rows in chunks(len(x), bank.draws * model.manifest.dimensions):
-        terms = await errand.ask(model, "terms", {"x": x[rows]}, bank)
-        drawn = terms["feature_log_likelihood"]
+        found = await errand.ask(model, "terms", {"x": x[rows]}, bank)
+        drawn = found["feature_log_likelihood"]
         features.append(await asyncio.to_thread(_weigh, drawn, bank.weights))
-        latents.append(terms["latent_kl"])
+        latents.append(found["latent_kl"])
     return np.concatenate(features), np.concatenate(latents)
 
 

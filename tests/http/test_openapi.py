@@ -106,7 +106,16 @@ QUERIES: dict[str, dict[str, Any]] = {
     "decode": {"output": "sample", "seed": 1},
     "reconstruct": {"draws": 1, "seed": 1},
     "evidence": {"draws": 600, "seed": 3, "confidence": 0.9},
-    "score": {"draws": 16, "seed": 0, "alpha": 0.1, "explain": "true", "conditionals": "true"},
+    "score": {
+        "draws": 16,
+        "seed": 0,
+        "alpha": 0.1,
+        "fdr": 0.1,
+        "correction": "simes",
+        "confidence": 0.9,
+        "explain": "true",
+        "conditionals": "true",
+    },
 }
 
 

@@ -11,11 +11,26 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from service import artifact
-from tests.kit import COMMITTED, NPY, NPZ, House, answered, configured, digits, golden_rows, npy, open_house, refused
+from tests.kit import (
+    COMMITTED,
+    NPY,
+    NPZ,
+    Gate,
+    House,
+    answered,
+    configured,
+    copied,
+    digits,
+    golden_rows,
+    npy,
+    open_house,
+    refused,
+)
 
 pytestmark = pytest.mark.anyio
 
 MODELS = ["tiny", "mnist", "breast-cancer"]
+NAMES = ["elbo", "log_likelihood", "kl", "iwae_gap", "typicality", "density_of_states"]
 
 
 async def scored(house: House, model: str, rows: Any, **asked: Any) -> dict[str, Any]:
@@ -32,7 +47,7 @@ async def test_a_score_has_its_fields_one_entry_a_row(house: House, model: str) 
     manifest = artifact.read(COMMITTED / model / "1").manifest
     per_row = {"elbo", "elbo_error", "log_likelihood", "kl", "p_value", "anomaly"}
     per_row |= {"bits_per_dim"} if manifest.discrete else set()
-    assert set(found) == per_row | {"model", "version", "elbo_error_df", "calibration", "seed", "draws"}
+    assert set(found) == per_row | {"model", "version", "elbo_error_df", "calibration", "seed", "draws", "scores"}
     assert (found["model"], found["version"], found["seed"], found["draws"]) == (model, 1, 0, 16)
     assert found["elbo_error_df"] == 3
     assert all(len(found[name]) == len(rows) for name in per_row)
@@ -83,11 +98,12 @@ async def test_a_rows_score_does_not_depend_on_its_place_or_company(house: House
     """Alone, anywhere in a request of any size, and beside other callers: the same bits."""
     rows = golden_rows(model)
     generator = np.random.default_rng(1)
-    alone = [(await scored(house, model, row[None]))["elbo"][0] for row in rows]
+    alone = [await scored(house, model, row[None]) for row in rows]
     picks = [generator.integers(0, len(rows), generator.integers(1, 40)) for _ in range(24)]
     answers = await asyncio.gather(*(scored(house, model, rows[pick]) for pick in picks))
     for pick, found in zip(picks, answers, strict=True):
-        assert_array_equal(found["elbo"], np.asarray(alone)[pick])
+        for name in ("elbo", *(f"scores.{score}.value" for score in NAMES)):
+            assert_array_equal(found[name], [alone[place][name][0] for place in pick])
 
 
 @pytest.mark.parametrize("draws", [15, 16, 100, 1500, 4096])
@@ -109,6 +125,8 @@ async def test_explanations_do_not_depend_on_company(house: House) -> None:
         alone = await scored(house, "tiny", row[None], explain=True)
         assert_array_equal(alone["feature_log_likelihood"][0], together["feature_log_likelihood"][index])
         assert_array_equal(alone["latent_kl"][0], together["latent_kl"][index])
+        assert_array_equal(alone["feature_deviation"][0], together["feature_deviation"][index])
+        assert_array_equal(alone["latent_deviation"][0], together["latent_deviation"][index])
 
 
 async def test_another_seed_or_number_of_draws_is_another_score(house: House) -> None:
@@ -147,16 +165,24 @@ async def test_explanations_sum_to_the_two_terms(house: House, model: str, draws
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("alpha", [0.001, 0.05, 0.3])
 async def test_p_values_are_ranks_among_the_held_out_scores(house: House, model: str, alpha: float) -> None:
-    """p = (1 + #{reference ≤ elbo}) / (n + 1), and an anomaly is p ≤ alpha."""
+    """p = (1 + #{reference as strange, or stranger}) / (n + 1); p ≤ alpha by the score that is named flags."""
     found = await house.answer(f"{model}/score", {"inputs": golden_rows(model).tolist(), "alpha": alpha})
-    calibration = artifact.read(COMMITTED / model / "1").calibration
-    assert calibration is not None
-    reference = calibration["scores"]
-    ranks = [(1 + int((reference <= elbo).sum())) / (len(reference) + 1) for elbo in found["elbo"]]
-    assert found["p_value"] == ranks
-    assert found["anomaly"] == [p <= alpha for p in ranks]
-    facts = {"n": len(reference), "seed": 0, "draws": 16, "smallest_p": 1 / (len(reference) + 1), "reason": None}
-    assert found["calibration"] == facts
+    read = artifact.read(COMMITTED / model / "1")
+    assert read.calibration is not None
+    assert read.manifest.calibration is not None
+    named = read.manifest.calibration.named
+    assert list(found["scores"]) == list(named) == NAMES
+    for name, one in found["scores"].items():
+        reference = read.calibration["scores" if name == "elbo" else f"scores.{name}"]
+        sign = 1 if named[name].strange == "low" else -1
+        ranks = [(1 + int((sign * reference <= sign * value).sum())) / (len(reference) + 1) for value in one["value"]]
+        assert one["p_value"] == ranks
+    chosen, n = read.manifest.calibration.chosen, read.manifest.calibration.n
+    assert found["p_value"] == found["scores"][chosen]["p_value"]
+    assert found["anomaly"] == [p <= alpha for p in found["p_value"]]
+    warning = None if alpha >= 1 / (n + 1) else f"no row can have p ≤ {alpha}: the least is {1 / (n + 1):.3g}"
+    facts = {"n": n, "seed": 0, "draws": 16, "smallest_p": 1 / (n + 1), "reason": None}
+    assert found["calibration"] == {**facts, "score": chosen, "warning": warning}
 
 
 async def test_the_calibrated_estimator_may_be_named(house: House) -> None:
@@ -173,6 +199,8 @@ async def test_another_estimator_has_no_p_value_and_says_why(house: House, asked
     found = await house.answer("tiny/score", {"inputs": digits(2).tolist(), **asked})
     assert found["p_value"] is None
     assert found["anomaly"] is None
+    assert list(found["scores"]) == NAMES
+    assert all(one["p_value"] is None and None not in one["value"] for one in found["scores"].values())
     assert found["calibration"]["n"] == 400
     assert (found["calibration"]["seed"], found["calibration"]["draws"]) == (0, 16)
     assert found["calibration"]["reason"]
@@ -184,8 +212,10 @@ async def test_an_uncalibrated_model_scores_without_p_values(house: House) -> No
     found = await house.answer("plain/score", {"inputs": rows})
     assert found["p_value"] is None
     assert found["anomaly"] is None
-    assert set(found["calibration"]) == {"n", "seed", "draws", "smallest_p", "reason"}
+    assert set(found["calibration"]) == {"n", "seed", "draws", "smallest_p", "reason", "score", "warning"}
     assert found["calibration"]["reason"]
+    assert list(found["scores"]) == ["elbo", "log_likelihood", "kl", "iwae_gap"]
+    assert all(one["p_value"] is None and len(one["value"]) == 2 for one in found["scores"].values())
     assert found["elbo"] == (await house.answer("tiny/score", {"inputs": rows}))["elbo"]
 
 
@@ -195,6 +225,161 @@ async def test_an_unlikely_row_is_an_anomaly(house: House) -> None:
     found = await house.answer("tiny/score", {"inputs": [chessboard.tolist()]})
     assert found["anomaly"] == [True]
     assert found["p_value"] == [found["calibration"]["smallest_p"]]
+
+
+# ---------------------------------------------------------------- several scores
+
+
+async def test_the_scores_are_what_they_are_called(house: House) -> None:
+    """elbo, log_likelihood and kl are the fields of those names; gaps and distances are never negative."""
+    found = await scored(house, "tiny", digits(9))
+    for name in ("elbo", "log_likelihood", "kl"):
+        assert_array_equal(found[f"scores.{name}.value"], found[name])
+    assert (found["scores.iwae_gap.value"] >= 0).all()
+    assert (found["scores.typicality.value"] >= 0).all()
+
+
+async def test_the_gap_is_that_of_averaged_weights(house: House) -> None:
+    """log mean w − mean log w over the same draws, by the graph's own weights."""
+    rows = digits(4)
+    model = house.app.state.models.get("tiny")
+    bank = await model.bank(0, 32)
+    answer = await model.ask("elbo", {"x": rows}, bank=bank)
+    log_weight = answer.outputs["log_weight"].astype(np.float64)
+    gap = np.log(np.exp(log_weight).mean(-1)) - log_weight.mean(-1)
+    found = await scored(house, "tiny", rows, draws=32)
+    np.testing.assert_allclose(found["scores.iwae_gap.value"], gap, rtol=1e-9, atol=1e-12)
+
+
+async def test_the_encoder_is_asked_only_where_a_score_needs_it(models: Path) -> None:
+    """An artifact without a density of states costs one graph; with one, two, at the same time."""
+    gate = Gate()
+    async with open_house(configured(models, required="tiny,plain"), opener=gate.opener) as house:
+        for model, graphs in (("plain", {"elbo"}), ("tiny", {"elbo", "encoder"})):
+            gate.calls.clear()
+            await house.answer(f"{model}/score", {"inputs": digits(1).tolist()})
+            assert {graph for graph, _ in gate.calls} == graphs
+
+
+async def test_what_was_calibrated_before_there_were_several_scores_is_served(tmp_path: Path) -> None:
+    """Its elbo has p-values, what needs no calibration has values, and the rest isn't there."""
+    folder = copied("older", tmp_path)
+    found = artifact.read(folder)
+    assert found.manifest.calibration is not None
+    assert found.calibration is not None
+    new = {"scores": None, "anomaly": None, "validation": None, "terms": None}
+    arrays = {name: found.calibration[name] for name in ("scores", "noise")}
+    changes = {"calibration": found.manifest.calibration.model_dump() | new}
+    artifact.rewrite(found, changes, {artifact.CALIBRATION: artifact.pack(arrays)})
+    async with open_house(configured(tmp_path)) as house:
+        answer = await house.answer("older/score", {"inputs": digits(3).tolist(), "explain": True})
+    ranked = {name: one["p_value"] is not None for name, one in answer["scores"].items()}
+    assert ranked == {"elbo": True, "log_likelihood": False, "kl": False, "iwae_gap": False}
+    assert answer["p_value"] == answer["scores"]["elbo"]["p_value"]
+    assert answer["calibration"]["score"] == "elbo"
+    assert not {"feature_deviation", "latent_deviation"} & set(answer)
+
+
+async def test_deviations_are_larger_the_stranger_a_term_is(house: House) -> None:
+    """Less likely than held-out rows' features, or costing more than their latents, is above 0; they have names."""
+    rows = golden_rows("breast-cancer")
+    found = await house.answer("breast-cancer/score", {"inputs": rows.tolist(), "explain": True})
+    stored = artifact.read(COMMITTED / "breast-cancer" / "1").calibration
+    assert stored is not None
+    features, latents = np.array(found["feature_log_likelihood"]), np.array(found["latent_kl"])
+    away = (stored["terms.feature.centre"] - features) / stored["terms.feature.scale"]
+    np.testing.assert_allclose(found["feature_deviation"], away)
+    away = (latents - stored["terms.latent.centre"]) / stored["terms.latent.scale"]
+    np.testing.assert_allclose(found["latent_deviation"], away)
+    assert found["feature_names"][0] == "mean radius"
+    assert len(found["feature_names"]) == 30
+    spoilt = rows[:1].copy()
+    spoilt[0, 3] *= 10
+    changed = await house.answer("breast-cancer/score", {"inputs": spoilt.tolist(), "explain": True})
+    assert np.argmax(changed["feature_deviation"][0]) == 3
+
+
+async def test_explanations_in_npz_hold_what_json_holds(house: House) -> None:
+    """Names of columns too, as text and never as pickles."""
+    rows = golden_rows("breast-cancer")[:2]
+    by_npz = await scored(house, "breast-cancer", rows, explain=True)
+    by_json = await house.answer("breast-cancer/score", {"inputs": rows.tolist(), "explain": True})
+    assert by_npz["feature_names"].tolist() == by_json["feature_names"]
+    for name in ("feature_deviation", "latent_deviation"):
+        assert_array_equal(by_npz[name], by_json[name])
+    unexplained = await scored(house, "breast-cancer", rows)
+    assert not {"feature_deviation", "latent_deviation", "feature_names"} & set(unexplained)
+
+
+async def test_without_a_calibration_for_it_an_explanation_has_no_deviations(house: House) -> None:
+    """Neither where there is none, nor for another seed."""
+    rows = digits(1).tolist()
+    for model, asked in (("plain", {}), ("tiny", {"seed": 1})):
+        found = await house.answer(f"{model}/score", {"inputs": rows, "explain": True, **asked})
+        assert "latent_kl" in found
+        assert not {"feature_deviation", "latent_deviation"} & set(found)
+
+
+# ---------------------------------------------------------------- many rows at once
+
+
+async def test_with_fdr_rows_are_decided_together(house: House) -> None:
+    """Benjamini & Hochberg on the request's p-values: a row may be a discovery in one batch and not in another."""
+    chessboards = np.repeat((np.indices((8, 8)).sum(0) % 2)[None], 6, axis=0)
+    rows = np.concatenate([chessboards, golden_rows("tiny"), digits(86)]).astype(np.uint8)
+    found = await house.answer("tiny/score", {"inputs": rows.tolist(), "fdr": 0.1})
+    p = np.array(found["p_value"])
+    ordered = np.sort(p)
+    most = max(value for k, value in enumerate(ordered, 1) if value <= 0.1 * k / len(p))
+    assert found["anomaly"] == (p <= most).tolist()
+    assert found["anomaly"][:6] == [True] * 6
+    lone = await house.answer("tiny/score", {"inputs": rows[5:].tolist(), "fdr": 0.1})
+    assert lone["p_value"] == found["p_value"][5:]
+    fewest = np.ceil(len(p) / 401 / 0.1)
+    assert found["calibration"]["warning"].startswith(f"of {len(p)} rows at fdr 0.1 fewer than {fewest:.0f} together")
+    assert f"{len(p) * 10 - 1} calibration rows" in found["calibration"]["warning"]
+
+
+async def test_fdr_says_where_nothing_can_be_found(house: House) -> None:
+    """And says nothing where a lone discovery can be made."""
+    rows = digits(3).tolist()
+    found = await house.answer("tiny/score", {"inputs": rows, "fdr": 0.001})
+    assert found["anomaly"] == [False] * 3
+    assert "none can be found" in found["calibration"]["warning"]
+    found = await house.answer("tiny/score", {"inputs": rows, "fdr": 0.1})
+    assert found["calibration"]["warning"] is None
+
+
+@pytest.mark.parametrize("model", ["plain", "tiny"])
+async def test_fdr_decides_nothing_without_p_values(house: House, model: str) -> None:
+    """Where p_value is null, anomaly is."""
+    found = await house.answer(f"{model}/score", {"inputs": digits(2).tolist(), "fdr": 0.1, "seed": 9})
+    assert found["p_value"] is None
+    assert found["anomaly"] is None
+
+
+async def test_with_fdr_alpha_decides_nothing(house: House) -> None:
+    """Whether it is spelt out or not, in JSON and in the query."""
+    rows = digits(5)
+    found = await house.answer("tiny/score", {"inputs": rows.tolist(), "fdr": 0.1})
+    assert found == await house.answer("tiny/score", {"inputs": rows.tolist(), "fdr": 0.1, "alpha": 0.999})
+    assert (await scored(house, "tiny", rows, fdr=0.1, alpha=0.999))["anomaly"].tolist() == found["anomaly"]
+
+
+async def test_corrected_p_values_are_larger_and_keep_their_order(house: House) -> None:
+    """Every score's; smallest_p is the least that can then be had, and anomaly follows."""
+    rows = golden_rows("tiny").tolist()
+    plain = await house.answer("tiny/score", {"inputs": rows})
+    found = await house.answer("tiny/score", {"inputs": rows, "correction": "simes"})
+    surer = await house.answer("tiny/score", {"inputs": rows, "correction": "simes", "confidence": 0.99})
+    for name in NAMES:
+        p, corrected, more = (np.array(each["scores"][name]["p_value"]) for each in (plain, found, surer))
+        assert (corrected[np.argsort(p)] == np.sort(corrected)).all()
+        assert (corrected[p < 0.5] > p[p < 0.5]).all()
+        assert (more >= corrected).all()
+        assert (corrected <= 1).all()
+    assert found["calibration"]["smallest_p"] == pytest.approx(1 - 0.1 ** (1 / 200))
+    assert found["anomaly"] == [p <= 0.05 for p in found["p_value"]]
 
 
 # ---------------------------------------------------------------- ranges
@@ -224,6 +409,17 @@ async def test_an_unlikely_row_is_an_anomaly(house: House) -> None:
         ("explain", 1),
         ("explain", "true"),
         ("explain", None),
+        ("fdr", 0),
+        ("fdr", 1),
+        ("fdr", -0.1),
+        ("fdr", "0.1"),
+        ("fdr", True),
+        ("correction", "bonferroni"),
+        ("correction", None),
+        ("correction", 1),
+        ("confidence", 0),
+        ("confidence", 1),
+        ("confidence", None),
         ("draw", 16),
         ("temperature", 1),
         ("count", 1),
@@ -237,7 +433,19 @@ async def test_a_field_out_of_its_range_is_a_422_that_points_at_it(house: House,
 
 
 @pytest.mark.parametrize(
-    "asked", [{"seed": 0}, {"seed": 2**53 - 1}, {"alpha": 1e-9}, {"alpha": 0.999}, {"draws": 4096}]
+    "asked",
+    [
+        {"seed": 0},
+        {"seed": 2**53 - 1},
+        {"alpha": 1e-9},
+        {"alpha": 0.999},
+        {"draws": 4096},
+        {"fdr": None, "alpha": 0.1},
+        {"fdr": 1e-9},
+        {"fdr": 0.999},
+        {"correction": "none"},
+        {"correction": "simes", "confidence": 0.999},
+    ],
 )
 async def test_the_ends_of_the_ranges_are_taken(house: House, asked: dict[str, Any]) -> None:
     """What the contract allows is answered."""

@@ -121,6 +121,14 @@ async def test_with_json_the_query_stays_empty(house: House) -> None:
 # ---------------------------------------------------------------- answers
 
 
+def flattened(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -139,8 +147,7 @@ async def test_npz_answers_hold_what_json_answers_hold(house: House, path: str, 
         body = {"latents": np.zeros((1, manifest["latent_size"])).tolist()}
     by_json = await house.answer(path, body)
     by_npz = await house.answer(path, body, accept=NPZ)
-    flat = {name: value for name, value in by_json.items() if name != "calibration"}
-    flat |= {f"calibration.{name}": value for name, value in by_json.get("calibration", {}).items()}
+    flat = flattened(by_json)
     assert set(by_npz) == {name for name, value in flat.items() if value is not None}
     for name, array in by_npz.items():
         wanted = np.asarray(flat[name])

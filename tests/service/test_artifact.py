@@ -94,6 +94,14 @@ def test_a_missing_file_and_a_link_are_refused(folder: Path) -> None:
         (lambda m: m["calibration"].update(smallest_p=float("nan")), "smallest_p is not"),
         (lambda m: m["calibration"].update(graphs={}), r"the calibration was made with another elbo\.onnx"),
         (lambda m: m["calibration"].update(split=m["training"]["splits"]["test"]["sha256"]), "of other rows"),
+        (lambda m: m["calibration"]["graphs"].update({"terms.onnx": "0" * 64}), r"made with another terms\.onnx"),
+        (lambda m: m["calibration"]["graphs"].update({"more.onnx": "0" * 64}), r"made with another more\.onnx"),
+        (lambda m: m["calibration"].update(validation="0" * 64), "fitted on other rows than the validation split"),
+        (lambda m: m["calibration"].update(validation=None), "validation doesn't say on which rows"),
+        (lambda m: m["calibration"]["anomaly"].update(score="luck"), r"anomaly\.score is luck"),
+        (lambda m: m["calibration"]["scores"].pop("elbo"), "scores lacks elbo"),
+        (lambda m: m["calibration"]["scores"].pop("kl"), r"\[400\] for scores\.kl where the manifest says nothing"),
+        (lambda m: m["calibration"].update(terms=None), r"for terms\.feature\.centre where the manifest says nothing"),
         (lambda m: m["training"]["splits"].pop("test"), r"training\.splits"),
         (lambda m: m["training"]["splits"].update(test=m["training"]["splits"]["fit"]), "two splits are the same rows"),
         (lambda m: m["support"].update(step=None), "a support of levels"),
@@ -141,6 +149,34 @@ def test_golden_arrays_are_finite_numbers(folder: Path, value: object, reason: s
     edit(folder, lambda m: m["files"].update({"golden.npz": described}))
     with pytest.raises(ArtifactRefused, match=rf"golden\.npz holds a value that isn't {reason}"):
         artifact.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("scores.kl", lambda _: None, r"nothing for scores\.kl where the manifest says \[400\]"),
+        ("scores.kl", lambda a: a[:-1], r"\[399\] for scores\.kl"),
+        ("scores.kl", lambda a: a[::-1], r"scores\.kl is not in ascending order"),
+        ("scores", lambda a: a[::-1], r"scores is not in ascending order"),
+        ("scores.kl", lambda a: a.astype(np.float32), r"scores\.kl is float32"),
+        ("scores.kl", lambda a: a + np.nan, "isn't a finite number"),
+        ("fitted.typicality.centre", lambda a: a[None], r"\[1\] for fitted\.typicality\.centre"),
+        ("fitted.density_of_states.whitening", lambda a: a[:3], r"\[3, 4\] for fitted\.density_of_states\.whitening"),
+        ("terms.feature.scale", lambda a: a * 0, r"terms\.feature\.scale is not above 0"),
+        ("terms.latent.centre", lambda a: a[:1], r"\[1\] for terms\.latent\.centre"),
+        ("surprise", lambda _: np.zeros(3), r"\[3\] for surprise where the manifest says nothing"),
+    ],
+)
+def test_calibration_arrays_that_lie_are_refused(
+    folder: Path, name: str, change: Callable[[artifact.Array | None], artifact.Array | None], reason: str
+) -> None:
+    """Each array that the manifest lists is there, of its shape and dtype, and can be what it is said to be."""
+    found = artifact.read(folder)
+    assert found.calibration is not None
+    arrays = {**found.calibration, name: change(found.calibration.get(name))}
+    kept = {key: array for key, array in arrays.items() if array is not None}
+    with pytest.raises(ArtifactRefused, match=reason):
+        artifact.rewrite(found, {}, {"calibration.npz": artifact.pack(kept)})
 
 
 def test_a_graph_that_changes_after_it_was_read_is_refused(folder: Path) -> None:

@@ -70,9 +70,9 @@ async def test_explanations_sum_to_the_score(name: str) -> None:
     rows = events(name, 5)
     async with models.open_one(ROOT / name / "1", Workshop(open_engine, Lanes(1))) as model:
         found = await operations.score(model, rows, explain=True, errand=Errand())
-    assert found.feature_log_likelihood is not None
-    assert found.latent_kl is not None
-    for parts, whole in ((found.feature_log_likelihood, found.bound.log_likelihood), (found.latent_kl, found.bound.kl)):
+    terms = found.explanation
+    assert terms is not None
+    for parts, whole in ((terms.feature_log_likelihood, found.bound.log_likelihood), (terms.latent_kl, found.bound.kl)):
         flat = parts.reshape(len(rows), -1)
         assert (np.abs(flat.sum(-1) - whole) <= 5e-6 * np.maximum(1, np.abs(flat).sum(-1))).all()
 
@@ -159,3 +159,26 @@ async def test_an_estimator_that_its_draws_are_not_is_refused(tmp_path: Path) ->
     artifact.rewrite(found, {"calibration": facts}, {})
     with pytest.raises(ArtifactRefused, match=r"calibration\.estimator is plain; 16 draws are sobol_scrambles_4"):
         await models.load(folder, Workshop(open_engine, Lanes(1)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"strange": "high"}, "no score elbo whose high end is strange"),
+        ({"fitted": {"centre": [400]}}, "what was fitted for elbo is not nothing"),
+    ],
+)
+def test_a_score_that_is_not_known_as_it_is_stored_is_refused(
+    tiny: Path, facts: dict[str, object], reason: str
+) -> None:
+    """Its name, its strange end and what was fitted for it are the service's own."""
+    found = artifact.read(tiny / "tiny" / "1")
+    assert found.manifest.calibration is not None
+    assert found.calibration is not None
+    changed = found.manifest.calibration.model_dump()
+    changed["scores"]["elbo"] |= facts
+    more = {"fitted.elbo.centre": found.calibration["scores"]} if "fitted" in facts else {}
+    packed = artifact.pack({**found.calibration, **more})
+    artifact.rewrite(found, {"calibration": changed}, {artifact.CALIBRATION: packed})
+    with pytest.raises(ArtifactRefused, match=reason):
+        asyncio.run(models.load(tiny / "tiny" / "1", Workshop(open_engine, Lanes(1))))

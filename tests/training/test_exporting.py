@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from service import artifact
+from service import anomaly, artifact
 from service.artifact import Array, Arrays, Artifact
 from service.errors import ArtifactRefused
 from training import calibrate, config, export, graphs, independence
@@ -157,9 +157,12 @@ def test_calibration_scores_the_rows_that_were_set_aside(written: Artifact) -> N
     assert found.calibration is not None
     assert (facts.n, facts.draws, facts.seed, facts.estimator) == (400, 16, 0, "sobol_scrambles_4")
     assert facts.split == written.manifest.training.splits["calibration"].sha256
-    assert facts.graphs == {"elbo.onnx": found.manifest.files["elbo.onnx"].sha256}
+    assert facts.validation == written.manifest.training.splits["validation"].sha256
+    assert facts.graphs == {f"{g}.onnx": found.manifest.files[f"{g}.onnx"].sha256 for g in ("elbo", "encoder", "terms")}
+    assert list(facts.named) == list(anomaly.KINDS)
+    for name in facts.named:
+        assert (np.diff(found.calibration["scores" if name == "elbo" else f"scores.{name}"]) >= 0).all()
     scores = found.calibration["scores"]
-    assert (np.diff(scores) >= 0).all()
     assert scores.mean() == pytest.approx(written.manifest.training.held_out["elbo"], abs=1.5)
 
 
