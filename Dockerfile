@@ -25,7 +25,8 @@ FROM ${PYTHON_IMAGE} AS ours
 COPY service /app/service
 COPY LICENSE /app/
 COPY exported_models /models
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app/service && chmod -R a+rX /app /models
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/service && chmod -R a+rX /app /models \
+    && mkdir /state
 
 FROM ${PYTHON_IMAGE} AS runtime
 ENV PATH=/opt/venv/bin:$PATH \
@@ -38,6 +39,8 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 COPY --from=ours /app /app
 COPY --from=ours /models /models
+# For VAE_SERVE_STATE, if it is set: a new volume mounted here belongs to the service.
+COPY --from=ours --chown=65532:65532 /state /state
 USER 65532:65532
 EXPOSE 8000
 # The service drains on SIGTERM: give it VAE_SERVE_DRAIN_GRACE_MS + VAE_SERVE_DRAIN_LIMIT_MS before SIGKILL.

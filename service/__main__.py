@@ -1,4 +1,4 @@
-"""python -m service: settings → logging → uvicorn; and `python -m service score`, the same numbers without a server."""
+"""python -m service: settings → logging → uvicorn; and `score` and `evidence`, the same numbers without a server."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from service.errors import Problem
 from service.settings import Settings, SettingsError, load
 
 log = logging.getLogger(__name__)
+
+OFFLINE = {"score": ("draws", "seed", "alpha", "explain"), "evidence": ("draws", "seed", "confidence")}
 
 
 class Server(uvicorn.Server):
@@ -132,8 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(Manifest.model_json_schema(), indent=2, ensure_ascii=False))
         return 0
     logs.configure(settings.log_level, settings.log_format)
-    if asked.command == "score":
-        return score(settings, asked)
+    if asked.command in OFFLINE:
+        return offline(settings, asked)
     import uvloop
 
     gc.collect()
@@ -142,14 +144,15 @@ def main(arguments: list[str] | None = None) -> int:
     return uvloop.run(run(settings))
 
 
-def score(settings: Settings, asked: argparse.Namespace) -> int:
-    """Score a file's rows; the exit status."""
+def offline(settings: Settings, asked: argparse.Namespace) -> int:
+    """Answer for a file's rows; the exit status."""
     from service import offline
 
     logging.getLogger().setLevel(logging.ERROR)
-    wanted = {name: getattr(asked, name) for name in ("draws", "seed", "alpha", "explain")}
+    work = {"score": offline.score, "evidence": offline.measure}[asked.command]
+    wanted = {name: getattr(asked, name) for name in OFFLINE[asked.command]}
     try:
-        answer = offline.score(settings, asked.model, asked.rows, **wanted)
+        answer = work(settings, asked.model, asked.rows, **wanted)
         offline.save(answer, asked.out)
     except Problem as error:
         print(f"vae-serve: {error}", file=sys.stderr)
@@ -165,14 +168,19 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP (the default); settings are VAE_SERVE_* variables")
     commands.add_parser("schema", help="print the manifest's JSON Schema")
-    rows = commands.add_parser("score", help="score the rows of an npy file, without a server")
-    rows.add_argument("model", help="NAME or NAME/VERSION in VAE_SERVE_MODELS")
-    rows.add_argument("rows", type=Path, help="npy file, [n, *event]")
-    rows.add_argument("-o", "--out", type=Path, required=True, help="npz file for the answer")
-    rows.add_argument("--draws", type=int, help="draws a row; default: as calibrated")
-    rows.add_argument("--seed", type=int, help="of the noise bank; default: as calibrated")
-    rows.add_argument("--alpha", type=float, default=0.05, help="anomaly is p_value ≤ alpha (default 0.05)")
-    rows.add_argument("--explain", action="store_true", help="also what each feature and latent adds")
+    score = commands.add_parser("score", help="score the rows of an npy file, without a server")
+    evidence = commands.add_parser("evidence", help="log p(x) of the rows of an npy file, without a server")
+    for rows in (score, evidence):
+        rows.add_argument("model", help="NAME or NAME/VERSION in VAE_SERVE_MODELS")
+        rows.add_argument("rows", type=Path, help="npy file, [n, *event]")
+        rows.add_argument("-o", "--out", type=Path, required=True, help="npz file for the answer")
+    score.add_argument("--draws", type=int, help="draws a row; default: as calibrated")
+    score.add_argument("--seed", type=int, help="of the noise bank; default: as calibrated")
+    score.add_argument("--alpha", type=float, default=0.05, help="anomaly is p_value ≤ alpha (default 0.05)")
+    score.add_argument("--explain", action="store_true", help="also what each feature and latent adds")
+    evidence.add_argument("--draws", type=int, default=4096, help="decoder calls a row, all together (default 4096)")
+    evidence.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    evidence.add_argument("--confidence", type=float, default=0.95, help="of lower_bound, over seeds (default 0.95)")
     return top
 
 

@@ -17,13 +17,14 @@ from service.batcher import BatchReport
 from service.door import Door
 from service.engine import Engine, Lanes, cores, open_engine
 from service.errors import Problem
-from service.http import catalogue, evidence, health, impute, latents, openapi, samples, scores
+from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
 from service.http.telemetry import Telemetry
 from service.http.wire import Limits
 from service.metrics import Metrics
 from service.models import Models, Opener, Workshop, serve
+from service.operations import Keeping
 from service.settings import Settings
 
 ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample, and score every row with its ELBO.
@@ -80,6 +81,8 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         partial(_count_refused, metrics),
+        settings.drift_false_alarm,
+        settings.state,
     )
 
 
@@ -93,7 +96,8 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
         settings.max_evidence_draws,
     )
     memory = Memory(settings.max_held_bytes)
-    return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3)
+    keeping = Keeping(settings.state, settings.drift_false_alarm) if settings.calibrate and settings.state else None
+    return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3, keeping)
 
 
 def _add_routes(app: FastAPI, desk: Desk) -> None:
@@ -102,6 +106,8 @@ def _add_routes(app: FastAPI, desk: Desk) -> None:
         "latents": (*latents.OPERATIONS, *impute.OPERATIONS),
         "samples": samples.OPERATIONS,
     }
+    if desk.keeping:
+        tagged["calibrations"] = calibrations.OPERATIONS
     for tag, operations in tagged.items():
         app.include_router(openapi.router(desk, tag, operations))
     app.include_router(catalogue.router(desk))

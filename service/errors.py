@@ -11,7 +11,8 @@ Problem
 ├── Unavailable             not the caller's mistake, and not for ever
 │   ├── Overloaded          the waiting room is full
 │   ├── NotReady            still loading, refused at load, or draining
-│   └── Late                the deadline passed, or can't be met
+│   ├── Late                the deadline passed, or can't be met
+│   └── Unkept              what was to be kept on disk can't be written there
 └── Ours                    nobody's mistake but ours
     ├── ArtifactRefused     a folder that isn't the artifact its manifest says
     ├── DeviceUnavailable   CUDA was demanded and isn't there
@@ -104,6 +105,10 @@ class NotReady(Unavailable):
 
 class Late(Unavailable):
     """The deadline passed, or can't be met."""
+
+
+class Unkept(Unavailable):
+    """What was to be kept on disk can't be written there."""
 
 
 class Ours(Problem):

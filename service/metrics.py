@@ -77,6 +77,23 @@ class Metrics:
             ["model", "version"],
             registry=registry,
         )
+        of = ["model", "version"]
+        self.calibration_rows = Gauge(
+            "vae_serve_calibration_rows",
+            "Rows that p-values rest on; source: artifact, or state where it was calibrated while serving",
+            [*of, "source"],
+            registry=registry,
+        )
+        self.drift_log_wealth = Gauge(
+            "vae_serve_drift_log_wealth", "What a bet against the calibration has won, in nats", of, registry=registry
+        )
+        self.drift_rows = Gauge("vae_serve_drift_rows", "Rows that the watch for drift has seen", of, registry=registry)
+        self.drift_alarm = Gauge(
+            "vae_serve_drift_alarm",
+            "1 once drift was found, until the model is calibrated again",
+            of,
+            registry=registry,
+        )
         self.ready = Gauge(
             "vae_serve_ready", "1 when every required model has answered its golden rows", registry=registry
         )

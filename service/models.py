@@ -11,16 +11,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from service import artifact, calibration, noise
+from service import artifact, footing, noise
 from service.artifact import Array, Arrays, Artifact, Manifest
 from service.batcher import Answer, Batcher, BatchReport
 from service.calibration import References
 from service.engine import Engine, Lanes
 from service.errors import ArtifactRefused, DeviceUnavailable, NotReady, Unknown
+from service.footing import Footing
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class Workshop:
     """How models are run: what opens an engine, the lanes, how large a batch and a waiting room are, who is told.
 
     size is the most decoder rows in an engine call, seconds about how long one may take. Both bound what a batch holds
-    in memory, which grows with the work, and how long a small request waits for a piece of a large one.
+    in memory, which grows with the work, and how long a small request waits for a piece of a large one. false_alarm is
+    that of the watch for drift; 0: none. state is where calibrations are kept that were made while serving.
     """
 
     open_engine: Opener
@@ -48,18 +50,23 @@ class Workshop:
     report: Callable[[Manifest, BatchReport], None] = lambda _manifest, _report: None
     opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
     refused: Callable[[str, int], None] = lambda _name, _version: None
+    false_alarm: float = 0.0
+    state: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A manifest, and a door to each of its graphs."""
+    """A manifest with its digest, a door to each of its graphs, and what its p-values rest on.
+
+    Calibrated again it is another Model on the same doors: a request keeps the one that it began with.
+    """
 
     manifest: Manifest
     engine: Engine
     doors: Mapping[str, Batcher] = field(repr=False)
     golden: Arrays = field(repr=False)
-    references: References | None = field(repr=False)
-    calibrated: noise.Bank | None = field(repr=False)
+    digest: str
+    footing: Footing | None = field(repr=False)
 
     async def ask(
         self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float = math.inf
@@ -75,6 +82,16 @@ class Model:
         if self.calibrated and (self.calibrated.seed, self.calibrated.draws) == (seed, draws):
             return self.calibrated
         return await asyncio.to_thread(noise.bank, seed, draws, self.manifest.latent_size)
+
+    @property
+    def references(self) -> References | None:
+        """The reference scores that its p-values are taken from."""
+        return self.footing.references if self.footing else None
+
+    @property
+    def calibrated(self) -> noise.Bank | None:
+        """The bank that it is calibrated with."""
+        return self.footing.bank if self.footing else None
 
     @property
     def draws(self) -> int:
@@ -96,6 +113,7 @@ class Models:
         self._served: dict[tuple[str, int], Model] = {}
         self._refused: dict[tuple[str, int], str] = {}
         self._looked = False
+        self._calibrating: dict[tuple[str, int], asyncio.Lock] = {}
 
     def found(self, keys: set[tuple[str, int]]) -> None:
         """Say what lies on disk and will be opened."""
@@ -107,6 +125,16 @@ class Models:
         key = (model.manifest.name, model.manifest.version)
         self._served[key] = model
         self._refused.pop(key, None)
+
+    def calibrating(self, model: Model) -> asyncio.Lock:
+        """Held while a model is calibrated, which is done once at a time."""
+        return self._calibrating.setdefault((model.manifest.name, model.manifest.version), asyncio.Lock())
+
+    def hold(self, model: Model) -> None:
+        """NotReady unless these graphs are still the ones that are served by the model's name and version."""
+        served = self._served.get((model.manifest.name, model.manifest.version))
+        if served is None or served.engine is not model.engine:
+            raise NotReady(f"{model.manifest.name}/{model.manifest.version} was replaced in the meantime")
 
     def refuse(self, name: str, version: int, reason: str) -> None:
         """Remember why a model isn't served."""
@@ -230,6 +258,8 @@ async def load(folder: Path, workshop: Workshop) -> Model:
     """Read, open, verify and warm one artifact, off the event loop. Its doors are not served yet."""
     found, engine, paces = await asyncio.to_thread(_open, folder, workshop.open_engine)
     manifest = found.manifest
+    digest = artifact.describe(folder / artifact.MANIFEST).sha256
+    stands = await asyncio.to_thread(footing.find, found, digest, workshop.state, workshop.false_alarm)
     doors = {
         name: Batcher(
             graph,
@@ -242,8 +272,7 @@ async def load(folder: Path, workshop: Workshop) -> Model:
         )
         for name, graph in manifest.graphs.items()
     }
-    references, bank = _calibrated(found)
-    return Model(manifest, engine, doors, found.golden, references, bank)
+    return Model(manifest, engine, doors, found.golden, digest, stands)
 
 
 def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, float]]:
@@ -270,25 +299,6 @@ def _pace(found: Artifact, engine: Engine, name: str) -> float:
 
 def _repeat(rows: Array, count: int) -> Array:
     return np.resize(rows, (count, *rows.shape[1:]))
-
-
-def _calibrated(found: Artifact) -> tuple[References | None, noise.Bank | None]:
-    facts = found.manifest.calibration
-    if facts is None or found.calibration is None:
-        return None, None
-    bank = noise.Bank(facts.seed, found.calibration["noise"].astype(np.float32), noise.groups(facts.draws))
-    if facts.estimator != (wanted := estimator(bank)):
-        raise ArtifactRefused(f"calibration.estimator is {facts.estimator}; {facts.draws} draws are {wanted}")
-    names = {name: score.strange for name, score in facts.named.items()}
-    try:
-        return calibration.from_arrays(found.calibration, names, facts.chosen), bank
-    except ValueError as error:
-        raise ArtifactRefused(f"{artifact.CALIBRATION}: {error}") from error
-
-
-def estimator(bank: noise.Bank) -> Literal["sobol_scrambles_4", "plain"]:
-    """What a manifest calls the way in which a bank's draws are made."""
-    return "sobol_scrambles_4" if len(bank.groups) < bank.draws else "plain"
 
 
 @asynccontextmanager

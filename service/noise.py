@@ -12,10 +12,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from service import frames
+
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
-SCRAMBLES = 4  # independent Sobol scrambles sharing the draws of a bank; their spread gives the error
-FEWEST_SCRAMBLED = 16  # below this many draws a scramble has too few points to be worth its name
+FRAMES = 4  # independent frames sharing the draws of a bank; their spread gives the error
+FEWEST_FRAMED = 16  # below this many draws a frame has too few to balance, and they are plain
 SEEDS = 2**53  # seeds are integers that every JSON reader holds exactly
 
 
@@ -23,7 +25,7 @@ SEEDS = 2**53  # seeds are integers that every JSON reader holds exactly
 class Bank:
     """The noise of one estimator: standard normal draws and the groups whose spread is its error.
 
-    noise: (draws, latent_size) float32. groups: how many consecutive draws belong to each independent scramble;
+    noise: (draws, latent_size) float32. groups: how many consecutive draws belong to each independent frame;
     one group for each draw when the draws are plain.
     """
 
@@ -49,41 +51,27 @@ def groups(draws: int) -> tuple[int, ...]:
     >>> groups(16), groups(18), groups(3)
     ((4, 4, 4, 4), (5, 5, 4, 4), (1, 1, 1))
     """
-    if draws < FEWEST_SCRAMBLED:
+    if draws < FEWEST_FRAMED:
         return (1,) * draws
-    share, over = divmod(draws, SCRAMBLES)
-    return tuple(share + (scramble < over) for scramble in range(SCRAMBLES))
+    share, over = divmod(draws, FRAMES)
+    return tuple(share + (frame < over) for frame in range(FRAMES))
 
 
 @lru_cache(maxsize=32)
 def bank(seed: int, draws: int, latent_size: int) -> Bank:
-    """The bank for a seed: four scrambled Sobol sequences from 16 draws on, plain draws below.
+    """The bank for a seed: four independent frames from 16 draws on, plain draws below.
 
     >>> bank(0, 16, 2).noise.shape
     (16, 2)
     """
     sizes = groups(draws)
-    if draws < FEWEST_SCRAMBLED:
+    if draws < FEWEST_FRAMED:
         noise = normals(seed, (draws, latent_size))
     else:
-        noise = np.concatenate([_scramble(seed, index, size, latent_size) for index, size in enumerate(sizes)])
+        made = [frames.frame(np.random.default_rng([seed, i]), size, latent_size) for i, size in enumerate(sizes)]
+        noise = np.concatenate(made).astype(np.float32)
     noise.setflags(write=False)
     return Bank(seed, noise, sizes)
-
-
-def _scramble(seed: int, index: int, size: int, latent_size: int) -> NDArray[np.float32]:
-    """The first `size` points of one Owen-scrambled Sobol sequence, as standard normals.
-
-    Points are taken from a whole power of two, since SciPy warns about any other count, and shifted by half of
-    the 2^-30 grid, so that none is 0 and the inverse normal stays finite.
-    """
-    # Here, not at the head: scipy.stats takes half a second to import, and calibrated banks are read from disk.
-    from scipy.special import ndtri
-    from scipy.stats import qmc
-
-    sequence = qmc.Sobol(latent_size, scramble=True, bits=30, rng=np.random.default_rng([seed, index]))
-    points = sequence.random_base2(max(0, (size - 1).bit_length()))[:size] + 2.0**-31
-    return np.asarray(ndtri(points), np.float32)
 
 
 def generator(seed: int, purpose: int = 0) -> np.random.Generator:
@@ -128,7 +116,11 @@ def sheet(
 
 
 def _points(seed: int, purpose: tuple[int, ...], size: int, width: int) -> NDArray[np.float64]:
-    """The first `size` points of an Owen-scrambled Sobol sequence, inside the unit cube; see `_scramble`."""
+    """The first `size` points of an Owen-scrambled Sobol sequence, inside the unit cube.
+
+    Points are taken from a whole power of two, since SciPy warns about any other count, and shifted by half of
+    the 2^-30 grid, so that none is 0 and the inverse normal stays finite.
+    """
     from scipy.stats import qmc
 
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=purpose))

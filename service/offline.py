@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,50 @@ from service import models, operations
 from service.artifact import Array
 from service.engine import Lanes, cores, open_engine
 from service.errors import Malformed, Refused, Unknown
-from service.http import exchange, scores, wire
+from service.http import evidence, exchange, scores, wire
+from service.http.exchange import Fields
 from service.http.wire import Body
-from service.models import Workshop
+from service.models import Model, Workshop
 from service.settings import Settings
 
 
 def score(settings: Settings, name: str, rows: Path, **asked: Any) -> dict[str, Any]:
     """Score an npy file's rows with a model: NAME or NAME/VERSION. The answer is the wire's, by the same names."""
-    folder = _folder(settings.models, name)
-    return asyncio.run(_score(settings, folder, _read(rows), _checked(asked)))
+    fields = _checked(scores.Score, asked)
+
+    async def work(model: Model, inputs: Array) -> dict[str, Any]:
+        return scores.on_the_wire(await operations.score(model, inputs, errand=operations.Errand(), **fields))
+
+    return _answered(settings, name, rows, work)
 
 
-def _checked(asked: dict[str, Any]) -> dict[str, Any]:
-    """What was asked, in the wire's ranges; what wasn't is left to the artifact's calibration."""
+def measure(settings: Settings, name: str, rows: Path, **asked: Any) -> dict[str, Any]:
+    """The evidence of an npy file's rows, likewise."""
+    fields = _checked(evidence.Asked, asked)
+
+    async def work(model: Model, inputs: Array) -> dict[str, Any]:
+        return evidence.on_the_wire(await operations.evidence_of(model, inputs, errand=operations.Errand(), **fields))
+
+    return _answered(settings, name, rows, work)
+
+
+def _checked(fields: type[Fields], asked: dict[str, Any]) -> dict[str, Any]:
+    """What was asked, in the wire's ranges; what wasn't is left to the operation's defaults."""
     given = {name: value for name, value in asked.items() if value is not None}
-    return exchange.checked(scores.Score, Body(given, None), None).model_dump()
+    return exchange.checked(fields, Body(given, None), None).model_dump()
 
 
-async def _score(settings: Settings, folder: Path, rows: Array, asked: dict[str, Any]) -> dict[str, Any]:
+def _answered(
+    settings: Settings, name: str, rows: Path, work: Callable[[Model, Array], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    folder, inputs = _folder(settings.models, name), _read(rows)
     workshop = Workshop(partial(open_engine, device=settings.device), Lanes(settings.lanes or cores()), settings.batch)
-    async with models.open_one(folder, workshop) as model:
-        found = await operations.score(model, rows, errand=operations.Errand(), **asked)
-        return {"model": model.manifest.name, "version": model.manifest.version, **scores.on_the_wire(found)}
+
+    async def answer() -> dict[str, Any]:
+        async with models.open_one(folder, workshop) as model:
+            return {"model": model.manifest.name, "version": model.manifest.version, **await work(model, inputs)}
+
+    return asyncio.run(answer())
 
 
 def save(answer: dict[str, Any], out: Path) -> None:
@@ -48,6 +70,21 @@ def save(answer: dict[str, Any], out: Path) -> None:
 
 def summary(answer: dict[str, Any]) -> str:
     """An answer in a few lines for a person."""
+    return _measured(answer) if "log_evidence" in answer else _scored(answer)
+
+
+def _measured(answer: dict[str, Any]) -> str:
+    flags = answer["reliable"]
+    lines = [f"{len(flags)} rows measured by {answer['model']}/{answer['version']}, in nats:"]
+    for name in ("log_evidence", "elbo", "gap"):
+        values = np.asarray(answer[name])[np.isfinite(answer[name])]
+        spread = np.percentile(values, (0, 50, 100)) if values.size else np.full(3, np.nan)
+        lines.append("  {:12s}  least {:.2f}   median {:.2f}   greatest {:.2f}".format(name, *spread))
+    lines.append(f"  reliable      {sum(flags)} of {len(flags)} rows")
+    return "\n".join(lines)
+
+
+def _scored(answer: dict[str, Any]) -> str:
     elbo, flags = answer["elbo"], answer["anomaly"]
     lines = [f"{len(elbo)} rows scored by {answer['model']}/{answer['version']}, in nats:"]
     spread = np.nanpercentile(elbo, (0, 50, 100))

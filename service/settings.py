@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "VAE_SERVE_"
@@ -56,10 +56,28 @@ class Settings(BaseSettings):
         30_000, ge=0, le=600_000, description="after that, how long what is in flight may take to finish"
     )
     stall_ms: int = Field(60_000, ge=1, description="an engine call longer than this turns /livez 503")
+    state: Path | None = Field(
+        None,
+        description="folder that keeps calibrations made while serving; unset: the artifacts' are used",
+    )
+    calibrate: bool = Field(False, description="offer POST …/calibrate; needs VAE_SERVE_STATE")
+    drift_false_alarm: float = Field(
+        0.001,
+        ge=0,
+        le=0.5,
+        description="probability that a model ever alarms of drift where there is none; 0: no watch",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON lines")
     access_log: Literal["none", "errors", "all"] = Field("errors", description="which requests get a line in the log")
     welcome: bool = Field(True, description="once ready, print on standard output where to go next")
+
+    @field_validator("calibrate")
+    @classmethod
+    def _needs_a_state(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("state") is None:
+            raise ValueError(f"{PREFIX}STATE should be set too, to the folder where calibrations are to be kept")
+        return value
 
     @field_validator("required", mode="before")
     @classmethod
@@ -76,7 +94,9 @@ def load() -> Settings:
         found = error.errors(include_url=False)[0]
         name = PREFIX + str(found["loc"][0]).upper()
         value = " ".join(str(found["input"]).split())  # one line, whatever the value holds
-        raise SettingsError(f"{name}={value}: {found['msg'][:1].lower()}{found['msg'][1:]}") from None
+        said = found["msg"].removeprefix("Value error, ")
+        said = said if said.startswith(PREFIX) else said[:1].lower() + said[1:]
+        raise SettingsError(f"{name}={value}: {said}") from None
 
 
 def _refuse_unknown(names: set[str]) -> None:

@@ -233,6 +233,7 @@ class Gate:
     """What an engine's calls wait at. It remembers what went through, and it is open until it is shut."""
 
     calls: list[tuple[str, Array]] = field(default_factory=list)
+    costs: list[tuple[str, int]] = field(default_factory=list)
     waits: threading.Event = field(default_factory=threading.Event)
     _open: threading.Event = field(default_factory=threading.Event)
 
@@ -264,6 +265,10 @@ class Gate:
         """Wait until a call waits at the gate."""
         assert await asyncio.to_thread(self.waits.wait, PATIENCE)
 
+    def decoder_rows(self, graph: str) -> int:
+        """How many rows × draws the engine was given for a graph."""
+        return sum(cost for name, cost in self.costs if name == graph)
+
     def rows(self, graph: str) -> int:
         """How many rows the engine was given for a graph."""
         return sum(len(rows) for name, rows in self.calls if name == graph)
@@ -277,7 +282,10 @@ class Gated(Engine):
 
     def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
         """Wait at the gate, then compute."""
-        self.gate.passes(graph, next(iter(feeds.values())))
+        rows = next(iter(feeds.values()))
+        draws = len(feeds["noise"]) if "noise" in feeds else feeds["z"].shape[1] if graph == "joint" else 1
+        self.gate.costs.append((graph, len(rows) * draws))
+        self.gate.passes(graph, rows)
         return super().compute(graph, feeds)
 
 

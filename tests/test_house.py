@@ -10,27 +10,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "artifact", "noise", "families", "scoring", "calibration", "evidence", "conditional", "anomaly"}
+LEAVES = {"errors", "artifact", "frames", "noise", "families", "scoring"}
+LEAVES |= {"anomaly", "calibration", "conditional", "drift", "evidence"}
 # Who may import what inside the service, leaves aside. http → operations → models → batcher → engine.
 ARROWS = {
     "errors": set[str](),
     "artifact": {"errors"},
-    "noise": set[str](),
+    "frames": set[str](),
+    "noise": {"frames"},
     "families": {"artifact"},
     "scoring": {"noise"},
+    "evidence": {"noise"},
     "anomaly": set[str](),
     "calibration": {"anomaly"},
-    "evidence": {"noise"},
     "conditional": {"evidence"},
+    "drift": set[str](),
+    "state": LEAVES,
+    "footing": LEAVES | {"state"},
     "engine": LEAVES,
     "batcher": LEAVES | {"engine"},
-    "models": LEAVES | {"engine", "batcher"},
-    "operations": LEAVES | {"models"},
+    "models": LEAVES | {"engine", "batcher", "footing"},
+    "operations": LEAVES | {"models", "footing", "state"},
     "door": {"errors"},
     "settings": set[str](),
     "metrics": set[str](),
     "logs": set[str](),
-    "http": LEAVES | {"operations", "models", "door"},
+    "http": LEAVES | {"operations", "models", "footing", "door"},
     "http.telemetry": LEAVES | {"operations", "models", "door", "metrics"},
     "http.health": LEAVES | {"models", "door", "metrics"},
 }

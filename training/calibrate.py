@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import anomaly, artifact, calibration, engine, models, noise, operations
-from service.anomaly import Doubles, Statistics
-from service.artifact import Calibration, Choice, Manifest, ScoreFacts
+from service.anomaly import Statistics
+from service.artifact import Calibration, Choice, Manifest
 from service.calibration import References
 from service.models import Model
 from training import choice, config, data, strangers
@@ -38,42 +38,10 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     found = artifact.read(folder)
     validation, rows = held_out_rows(found.manifest, "validation"), held_out_rows(found.manifest)
     references, chosen, bank = asyncio.run(refer(folder, validation, rows, scored))
-    hold_to_seed(bank)
-    graphs = [found.manifest.graphs[name].file for name in ("elbo", "encoder", "terms")]
-    facts = Calibration(
-        n=len(rows),
-        complete=rows.dtype.kind != "f" or not bool(np.isnan(rows).any()),
-        draws=DRAWS,
-        seed=SEED,
-        estimator=models.estimator(bank),
-        smallest_p=references.scores["elbo"].smallest_p,
-        split=artifact.digest_rows(rows),
-        graphs={file: found.manifest.files[file].sha256 for file in graphs},
-        scores={name: score_facts(name) for name in references.scores},
-        anomaly=chosen,
-        validation=artifact.digest_rows(validation),
-        terms="median_95",
-    )
+    facts = operations.facts(found.manifest, rows, bank, references, chosen)
     arrays = artifact.pack({**calibration.arrays(references), "noise": bank.noise})
     artifact.rewrite(found, {"calibration": facts.model_dump()}, {artifact.CALIBRATION: arrays})
     return facts
-
-
-def score_facts(name: str) -> ScoreFacts:
-    """What the manifest says of a score."""
-    kind = anomaly.KINDS[name]
-    return ScoreFacts(
-        strange=kind.strange, unit=kind.unit, fitted={key: list(shape) for key, shape in kind.fitted.items()}
-    )
-
-
-def hold_to_seed(bank: noise.Bank) -> None:
-    """Unusable unless the bank is the one that its seed makes.
-
-    Loading doesn't ask again, since making a bank costs half a second: there calibration.npz's SHA-256 binds it.
-    """
-    if not np.array_equal(bank.noise, noise.bank(bank.seed, bank.draws, bank.noise.shape[1]).noise):
-        raise Unusable(f"the noise used is not what seed {bank.seed} makes here; another SciPy may have made it")
 
 
 def held_out_rows(manifest: Manifest, split: data.SplitName = "calibration") -> Rows:
@@ -93,37 +61,21 @@ async def refer(
     workshop = models.Workshop(open_engine=partial(engine.open_engine, device="cpu"), lanes=lanes)
     try:
         async with models.open_one(folder, workshop) as model:
-            bank = await model.bank(SEED, DRAWS)
+            bank = noise.bank(SEED, DRAWS, model.manifest.latent_size)  # not what an older calibration stored
             typical = await measure(model, validation, bank)
             others = strangers.made(validation, model.manifest.support, SEED)
             chosen = choice.choose(typical, {kind: await measure(model, x, bank) for kind, x in others.items()})
-            held = await measure(model, rows, bank, scored)
-            terms = await explain(model, rows, bank)
+            held, fitted, errand = operations.admit(rows, model.manifest), anomaly.fit(typical), operations.Errand()
+            references = await operations.refer(model, held, bank, fitted, chosen.score, errand=errand, scored=scored)
+            return references, chosen, bank
     finally:
         lanes.close()
-    fitted = anomaly.fit(typical)
-    values = anomaly.values(held, fitted)
-    scores = {name: calibration.fit(array, anomaly.KINDS[name].strange) for name, array in values.items()}
-    feature, latent = calibration.spread(terms[0], "low"), calibration.spread(terms[1], "high")
-    return References(scores, fitted, feature, latent, chosen.score), chosen, bank
 
 
-async def measure(model: Model, rows: Rows, bank: noise.Bank, scored: Scored | None = None) -> Statistics:
+async def measure(model: Model, rows: Rows, bank: noise.Bank) -> Statistics:
     """What the rows' scores are made of, as the service has it."""
     parts = []
     for start in range(0, len(rows), AT_ONCE):
         part = operations.admit(rows[start : start + AT_ONCE], model.manifest)
         parts.append((await operations.measure(model, part, bank, norms=True, errand=operations.Errand()))[1])
-        if scored:
-            scored(start + len(part), len(rows))
     return anomaly.joined(parts)
-
-
-async def explain(model: Model, rows: Rows, bank: noise.Bank) -> tuple[Doubles, Doubles]:
-    """What the rows' features and latents add to their scores, as the service has it."""
-    parts = []
-    for start in range(0, len(rows), AT_ONCE):
-        part = operations.admit(rows[start : start + AT_ONCE], model.manifest)
-        parts.append(await operations.terms(model, part, bank, operations.Errand()))
-    features, latents = zip(*parts, strict=True)
-    return np.concatenate(features), np.concatenate(latents)

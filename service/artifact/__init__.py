@@ -9,7 +9,7 @@
 
 from service.artifact.calibrated import Calibration, Choice, ScoreFacts
 from service.artifact.density import FAMILIES, Block, Feature, Measure, Support, joint_measure
-from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, verify, write
+from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, unpack, verify, write
 from service.artifact.graphs import Array, Arrays, Graph, graphs
 from service.artifact.manifest import CALIBRATION, CONFIG, FILE, GOLDEN, MANIFEST, NAME, Manifest, Prior
 from service.artifact.parts import File
@@ -49,6 +49,7 @@ __all__ = [
     "pack",
     "read",
     "rewrite",
+    "unpack",
     "verify",
     "write",
 ]

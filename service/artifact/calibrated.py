@@ -40,7 +40,9 @@ class Calibration(Part):
     draws: Positive
     seed: Annotated[int, Field(ge=0)]
     score: Literal["elbo"] = Field("elbo", description="of the array `scores`")
-    estimator: Literal["sobol_scrambles_4", "plain"]
+    estimator: Literal["frames_4", "sobol_scrambles_4", "plain"] = Field(
+        description="how the bank's draws were made; Sobol scrambles were, until 0.1"
+    )
     smallest_p: float
     split: Digest = Field(description="digest of the rows that were scored")
     graphs: dict[str, Digest] = Field(description="digests of the graphs that scored them")

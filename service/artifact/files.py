@@ -137,6 +137,13 @@ def pack(arrays: Mapping[str, Array]) -> bytes:
     return buffer.getvalue()
 
 
+def unpack(content: bytes, manifest: Manifest, facts: Calibration) -> Arrays:
+    """The arrays of a calibration for a manifest; ArtifactRefused where they aren't those that its facts list."""
+    arrays = _arrays(CALIBRATION, content)
+    _check_calibration(arrays, manifest, facts)
+    return arrays
+
+
 def _arrays(name: str, content: bytes, holes: bool = False) -> Arrays:
     """The arrays of an npz file; nothing in it is ever unpickled, and nothing but numbers is let in.
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
-from service.evidence.estimate import Estimate, estimate
+from service.evidence.estimate import Estimate, estimate, widening
 from service.evidence.plan import Plan, plan
-from service.evidence.proposal import Doubles, Singles, transposed
-from service.evidence.search import search
+from service.evidence.proposal import Doubles, Singles, log_sum, transposed
+from service.evidence.search import adapt
 
-__all__ = ["Estimate", "Plan", "estimate", "evaluate", "plan", "steps"]
+__all__ = ["Estimate", "Plan", "estimate", "evaluate", "plan", "steps", "widening"]
 
 
 def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Generator[Singles, Doubles, Estimate]:
@@ -26,11 +26,13 @@ def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Gener
     Yields draws (rows, draws, d) and is sent log p(x, z) at them, (rows, draws).
     """
     mean, scale = (np.ascontiguousarray(values, np.float64) for values in (mean, scale))
-    proposal = yield from search(mean, scale, plan)
+    proposal = yield from adapt(mean, scale, plan)
     draws = proposal.draw(*plan.estimate())
     joint = yield draws
-    log_weights = np.asarray(joint, np.float64) - proposal.log_density(transposed(draws))
-    return estimate(log_weights, plan.groups, confidence)
+    parts = proposal.log_parts(transposed(draws))
+    density = log_sum(parts)
+    controls = np.exp(parts[:, 1:] - density[:, None]) - proposal.shares[:, 1:, None]
+    return estimate(np.asarray(joint, np.float64) - density, plan.groups, confidence, controls)
 
 
 def evaluate(

@@ -11,9 +11,8 @@ from service import noise
 
 Doubles = NDArray[np.float64]
 
-STAGES = 4  # of adaptation; the draws after them are the estimate
+STAGES = (0.16, 0.08, 0.08, 0.08)  # of the calls, to look around and to adapt; the draws after them are the estimate
 FEWEST = 512  # decoder calls below which there are too few to adapt with
-SHARE = 0.1  # of the calls for each stage of adaptation
 GROUPS = 16  # independent estimates that the last stage's draws are shared out among
 SEARCHING, ESTIMATING = 2, 3  # the purposes of a seed's streams
 
@@ -53,12 +52,11 @@ def plan(draws: int, elbo: int, seed: int, latent_size: int) -> Plan | None:
 
     >>> made = plan(4096, 16, 0, 2)
     >>> made.elbo, made.stages, made.groups, made.group, made.draws
-    (16, (408, 408, 408, 408), 16, 153, 4096)
+    (16, (654, 326, 326, 326), 16, 153, 4096)
     """
     room = draws - elbo
     if draws < FEWEST or room < FEWEST // 2:
         return None
-    stage = int(SHARE * room)
-    group = (room - STAGES * stage) // GROUPS
-    over = room - STAGES * stage - GROUPS * group
-    return Plan(seed, latent_size, elbo, (stage + over, *(STAGES - 1) * (stage,)), GROUPS, group)
+    first, *stages = (int(share * room) for share in STAGES)
+    group, over = divmod(room - first - sum(stages), GROUPS)
+    return Plan(seed, latent_size, elbo, (first + over, *stages), GROUPS, group)

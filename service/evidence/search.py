@@ -1,122 +1,117 @@
 """Search: a proposal for each row's posterior, fitted stage by stage to where log p(x, z) is large.
 
 The first stage looks where q and the prior look. After each stage all draws so far are weighed against the mixture
-they came from, the weights are tempered until enough of them count, and a normal is fitted to them. Forward passes
-only: all that is known of the model is log p(x, z) at the draws.
+of all proposals that they came from, normals are fitted to them, and each gets the share of the next draws that makes
+the mixture likeliest. Forward passes only: all that is known of the model is log p(x, z) at the draws.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.evidence import fitting
 from service.evidence.plan import Plan
-from service.evidence.proposal import Component, Proposal, Singles, log_sum, transposed
+from service.evidence.proposal import Normal, Proposal, Singles, log_densities, log_sum, transposed
 
 Doubles = NDArray[np.float64]
 Asking = Generator[Singles, Doubles, Proposal]
 
-INFLATION = 1.2  # of a fitted covariance: a proposal too wide costs little, one too narrow costs the tails
-PER_LATENT = 7.0  # effective draws wanted for each latent, and two more, before a normal is fitted
-HALVINGS = 16  # of the range in which the temperature is sought
-COLDEST = -20.0  # its log, at the least
+FIRST = np.array([0.15, 0.20, 0.20, 0.45])  # of the first stage: q, q at twice and at four times its scale, the prior
+MOST_MODAL = 8  # latents up to which two modes are looked for; with more, the draws are too few to tell two from one
+# Half of the draws are shared out so, whatever the draws so far say: to the moments' normals and their wider selves,
+# the regressions' and their wider selves, q, q at twice its scale, and the prior. Draws that a normal was fitted to
+# can't judge it, and a mode may lie where none of them was.
+MOMENTS, REGRESSION, OTHERS = (0.20, 0.06), (0.40, 0.10), (0.08, 0.08, 0.08)
+ROUNDS = 10  # of expectation and maximisation for the shares
+ENOUGH = 30.0  # effective draws for the shares; tempering to more would favour what is too wide
+FLOOR = -1e300  # for log p(x, z) that is no number or too low for one: a weight of nothing
 
 
 @dataclass(slots=True)
 class Pool:
-    """All draws so far, what they came from, and log p(x, z) at them."""
+    """All draws so far, log p(x, z) at them, and the density of the mixture of all proposals that they came from."""
 
     proposals: list[Proposal] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    draws: list[Doubles] = field(default_factory=list)  # (rows, d, draws) each
-    joint: list[Doubles] = field(default_factory=list)  # (rows, draws) each
+    z: Doubles = field(default_factory=lambda: np.empty(0))  # (rows, d, draws)
+    joint: Doubles = field(default_factory=lambda: np.empty(0))  # (rows, draws)
+    reach: Doubles = field(default_factory=lambda: np.empty(0))  # log Σ size · density
 
-    def add(self, proposal: Proposal, draws: Singles, joint: Doubles) -> None:
-        """Keep a stage's draws."""
+    def add(self, proposal: Proposal, draws: Singles, joint: Doubles, old: Doubles | None) -> None:
+        """Keep a stage's draws; old is the log density of its proposal at the draws before them."""
+        z, joint = transposed(draws), finite(joint)
         self.proposals.append(proposal)
         self.sizes.append(joint.shape[1])
-        self.draws.append(transposed(draws))
-        self.joint.append(finite(joint))
+        each = [math.log(size) + found.log_density(z) for size, found in zip(self.sizes, self.proposals, strict=True)]
+        reach = log_sum(np.stack(each, axis=1))
+        if old is not None:
+            self.reach = np.logaddexp(self.reach, math.log(joint.shape[1]) + old)
+            z, joint, reach = (
+                np.concatenate(pair, axis=-1) for pair in ((self.z, z), (self.joint, joint), (self.reach, reach))
+            )
+        self.z, self.joint, self.reach = z, joint, reach
 
-    def weighed(self) -> tuple[Doubles, Doubles]:
-        """Every draw (rows, d, draws) and its log weight (rows, draws) against the mixture of all stages."""
-        z = np.concatenate(self.draws, axis=2)
-        shares = np.log(np.asarray(self.sizes) / sum(self.sizes))
-        each = [share + found.log_density(z) for share, found in zip(shares, self.proposals, strict=True)]
-        return z, np.concatenate(self.joint, axis=1) - log_sum(np.ascontiguousarray(np.stack(each, axis=1)))
+    @property
+    def log_weight(self) -> Doubles:
+        """Of every draw, but for a constant, (rows, draws)."""
+        return self.joint - self.reach
 
 
-def search(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
-    """A proposal for the last stage, (rows, d) each of q; yields draws and is sent log p(x, z) at them."""
-    proposal, pool = first(mean, scale), Pool()
+def adapt(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
+    """A proposal for the last stage, from the mean and scale of q, (rows, d); yields draws and is sent log p(x, z)."""
+    q, prior = Normal(mean, scale, (1.0, 2.0)), Normal(np.zeros_like(mean), np.ones_like(mean))
+    wide = Normal(mean, scale, (1.0, 2.0, 4.0))
+    proposal, old = Proposal((wide, prior), np.tile(FIRST, (len(mean), 1))), None
+    pool = Pool()
     for index in range(len(plan.stages)):
         draws = proposal.draw(*plan.stage(index))
         joint = yield draws
-        pool.add(proposal, draws, joint)
-        proposal = around(fitted(*pool.weighed()), mean, scale)
+        pool.add(proposal, draws, joint, old)
+        proposal, old = shared((*fitted(pool), q, prior), pool)
     return proposal
 
 
-def first(mean: Doubles, scale: Doubles) -> Proposal:
-    """Where to look first: a quarter each from q, q at twice its scale, q at four times, and the prior."""
-    share = np.full(len(mean), 0.25)
-    q = Component(share, mean, scale)
-    wide = (q.widened(2.0, 1.0), q.widened(4.0, 1.0))
-    return Proposal((q, *wide, prior(mean, share)))
+def fitted(pool: Pool) -> tuple[Normal, ...]:
+    """Normals fitted by moments and by regression, each with a wider self for the tails; for each mode looked for."""
+    d = pool.z.shape[1]
+    if d > MOST_MODAL:
+        found = [(fitting.by_moments(pool.z, pool.log_weight), np.zeros(1))]
+    else:
+        found = fitting.modes(pool.z, pool.log_weight)
+    quadratics = [fitting.by_regression(pool.z, pool.log_weight + hold, pool.joint, near) for near, hold in found]
+    return (*(near.at_scales(1.0, 1.6) for near, _ in found), *(one.at_scales(1.05, 1.6) for one in quadratics))
 
 
-def prior(mean: Doubles, share: Doubles) -> Component:
-    """The standard normal, for rows like these."""
-    return Component(share, np.zeros_like(mean), np.ones_like(mean))
+def shared(normals: tuple[Normal, ...], pool: Pool) -> tuple[Proposal, Doubles]:
+    """The mixture of these that the weighted draws are likeliest under, and its log density at them.
+
+    Half of the draws are shared out beforehand.
+    """
+    each = log_densities(normals, pool.z)  # (rows, parts, draws)
+    weights, _ = fitting.tempered(pool.log_weight, ENOUGH)
+    half = halves(len(normals) - 2)
+    shares = np.tile(half, (len(each), 1))
+    relative = np.exp(each - each.max(1, keepdims=True))
+    for _ in range(ROUNDS):
+        mixture = shares[:, None, :] @ relative  # (rows, 1, draws)
+        held = relative @ (weights[:, None, :] / mixture).transpose(0, 2, 1)  # (rows, parts, 1)
+        shares = 0.5 * half + 0.5 * shares * held[:, :, 0]
+    shares /= shares.sum(-1, keepdims=True)
+    return Proposal(normals, shares), log_sum(each + np.log(shares)[:, :, None])
 
 
-def around(found: Component, mean: Doubles, scale: Doubles) -> Proposal:
-    """The fitted normal with most of the draws, it again but wider, q wide, and the prior: a mode may lie elsewhere."""
-    share = np.full(len(mean), 0.1)
-    q = Component(share, mean, scale)
-    return Proposal((found.widened(1.0, 0.6), found.widened(1.6, 0.2), q.widened(2.0, 1.0), prior(mean, share)))
-
-
-def fitted(z: Doubles, log_weight: Doubles) -> Component:
-    """The normal with the tempered weights' mean and covariance, the latter shrunk to its diagonal and inflated."""
-    rows, d, _ = z.shape
-    weights, ess = tempered(log_weight, PER_LATENT * (d + 2))
-    centre = (z @ weights[:, :, None])[:, :, 0]
-    away = z - centre[:, :, None]
-    covariance = (away * weights[:, None, :]) @ away.transpose(0, 2, 1)
-    variance = np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 1e-12)
-    kept = ess / (ess + d)  # the fewer draws a latent, the less is believed of its correlations
-    covariance = covariance * kept[:, None, None]
-    covariance[:, np.arange(d), np.arange(d)] = variance * (1.0 + 1e-9)
-    root = np.linalg.cholesky(INFLATION * covariance)
-    return Component(np.ones(rows), centre, root)
-
-
-def tempered(log_weight: Doubles, wanted: float) -> tuple[Doubles, Doubles]:
-    """Weights to the highest power, at most 1, that leaves so many effective draws; they sum to one. And how many."""
-    excess = np.minimum(log_weight - log_weight.max(-1, keepdims=True), 0.0)
-    low, high = np.full(len(excess), COLDEST), np.zeros(len(excess))
-    high[_effective(excess, np.ones(len(excess))) < wanted] = 0.0
-    warm = _effective(excess, np.ones(len(excess))) >= wanted
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        enough = _effective(excess, np.exp(middle)) >= wanted
-        low, high = np.where(enough, middle, low), np.where(enough, high, middle)
-    power = np.where(warm, 1.0, np.exp(low))
-    weights = np.exp(power[:, None] * excess)
-    weights /= weights.sum(-1, keepdims=True)
-    return weights, 1.0 / (weights * weights).sum(-1)
-
-
-def _effective(excess: Doubles, power: Doubles) -> Doubles:
-    weights = np.exp(power[:, None] * excess)
-    total = weights.sum(-1)
-    return np.asarray(total * total / (weights * weights).sum(-1))
+def halves(fitted: int) -> Doubles:
+    """What half of the draws is shared out to, for so many fitted normals, half of them by regression."""
+    count = fitted // 2
+    shares = [share / count for kind in (MOMENTS, REGRESSION) for _ in range(count) for share in kind]
+    return np.array([*shares, *OTHERS])
 
 
 def finite(joint: Doubles) -> Doubles:
-    """log p(x, z) with a floor: what is no number, or below what a double's exponent holds, has next to no weight."""
-    return np.asarray(np.clip(np.nan_to_num(joint, nan=-1e300, posinf=-1e300, neginf=-1e300), -1e300, 1e300))
+    """log p(x, z) with a floor."""
+    return np.asarray(np.clip(np.nan_to_num(joint, nan=FLOOR, posinf=FLOOR, neginf=FLOOR), FLOOR, -FLOOR), np.float64)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.artifact import Manifest
+from service.footing import Footing
 from service.http import wire
 from service.http.exchange import Desk, find, header
 from service.http.openapi import problems
@@ -24,12 +26,44 @@ class Listed(BaseModel):
     default_version: int = Field(description="the one that answers when none is named")
 
 
+class Drift(BaseModel):
+    """What was served since, against the calibration: a bet that can't be won while rows are like the calibration's."""
+
+    log_wealth: float = Field(description="what the bet has won, in nats; 0 at the start")
+    threshold: float = Field(description="−log of the false-alarm rate; at this wealth the alarm is raised")
+    alarm: bool = Field(description="whether the wealth has ever reached it; stays until the model is calibrated again")
+    rows: int = Field(description="rows that were scored as calibrated")
+    since: datetime = Field(description="when the calibration came into use here")
+    recent_strange: float | None = Field(
+        description="how often the last few hundred rows scored like the calibration's strangest 5 %, of what is due; "
+        "1: as often as it should be"
+    )
+    recent_typical: float | None = Field(description="the same of its least strange 5 %")
+
+
+class InUse(BaseModel):
+    """The calibration that p-values rest on now; the manifest's `calibration` is the one the artifact came with."""
+
+    n: int = Field(description="rows it rests on")
+    seed: int
+    draws: int
+    score: str = Field(description="the score that p_value and anomaly are of")
+    smallest_p: float = Field(description="1/(n+1)")
+    made: datetime | None = Field(description="when it was made here; null for the artifact's")
+    since: datetime = Field(description="when it came into use here")
+
+
 class Served(Manifest):
     """A model's manifest, and where it runs."""
 
     device: str
     providers: list[str]
     device_fallback: str | None = Field(description="why CUDA was wanted and the CPU is used, where that is so")
+    calibration_source: Literal["artifact", "state"] | None = Field(
+        description="state: calibrated while serving; null: not calibrated"
+    )
+    calibration_in_use: InUse | None
+    drift: Drift | None = Field(description="null where it isn't watched: uncalibrated, or switched off")
 
 
 LISTED: dict[int | str, dict[str, Any]] = {200: {"model": list[Listed]}, **problems(406)}
@@ -65,7 +99,44 @@ def described(model: Model) -> dict[str, Any]:
     """A manifest as served."""
     engine = model.engine
     device = {"device": engine.device, "providers": engine.providers, "device_fallback": engine.fallback}
-    return {**model.manifest.model_dump(mode="json"), **device}
+    footing = model.footing
+    in_use, drift = (_in_use(footing), _drift(footing)) if footing else (None, None)
+    calibration = {
+        "calibration_source": footing.source if footing else None,
+        "calibration_in_use": in_use.model_dump(mode="json") if in_use else None,
+        "drift": drift.model_dump(mode="json") if drift else None,
+    }
+    return {**model.manifest.model_dump(mode="json"), **device, **calibration}
+
+
+def _in_use(footing: Footing) -> InUse:
+    """The facts of a calibration in use."""
+    references = footing.references
+    return InUse(
+        n=references.n,
+        seed=footing.bank.seed,
+        draws=footing.bank.draws,
+        score=references.chosen,
+        smallest_p=references.scores[references.chosen].smallest_p,
+        made=footing.made,
+        since=footing.since,
+    )
+
+
+def _drift(footing: Footing) -> Drift | None:
+    """What the watch over a calibration says."""
+    if (watch := footing.watch) is None:
+        return None
+    low, high = watch.recent() or (None, None)
+    return Drift(
+        log_wealth=watch.log_wealth,
+        threshold=watch.threshold,
+        alarm=watch.alarm,
+        rows=watch.rows,
+        since=footing.since,
+        recent_strange=low,
+        recent_typical=high,
+    )
 
 
 def _json(request: Request, content: Any) -> Response:

@@ -22,6 +22,7 @@ from service.http.errors import Gone
 from service.http.telemetry import Visit
 from service.http.wire import Body, Limits
 from service.models import Model, Models
+from service.operations import Keeping
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Fields")
@@ -45,7 +46,8 @@ class Operation(Generic[F]):
     """An operation as it is spoken to: its name, its fields, the array that comes beside them, and the work.
 
     answer and about are for its page: what it gives, and what the array is. The work's docstring is the page's text.
-    withheld says why a model doesn't offer it, and None where it does.
+    withheld says why a model doesn't offer it, and None where it does. One that changes anything is never done for the
+    page.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Operation(Generic[F]):
     array: str | None = None
     about: str = ""
     withheld: Callable[[Manifest], str | None] = lambda _manifest: None
+    changes: bool = False
 
 
 class Memory:
@@ -92,7 +95,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What every operation's route is handed: models, limits, door, memory, and how long a request may take."""
+    """What every operation's route is handed: models, limits, door, memory, deadlines, where calibrations are kept."""
 
     models: Models
     limits: Limits
@@ -100,6 +103,7 @@ class Desk:
     memory: Memory
     timeout: float
     longest: float
+    keeping: Keeping | None = None
     unpacking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UNPACKING))
 
     async def serve(self, request: Request, operation: Operation[F]) -> Response:
@@ -107,7 +111,7 @@ class Desk:
         visit: Visit = request.scope["visit"]
         visit.operation = operation.name
         self.door.check()
-        visit.errand.deadline = self._deadline(request)
+        visit.errand.deadline, visit.errand.served = self._deadline(request), True
         form = wire.negotiate(header(request, "accept"))
         model = self._model(request, visit)
         if reason := operation.withheld(model.manifest):

@@ -57,12 +57,29 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
         request.scope["visit"].operation = "metrics"
         metrics.ready.set(not unready())
         metrics.inside.set(door.inside)
+        _show_calibrations(metrics, models)
         return Response(metrics.text(), headers={"content-type": metrics.content_type})
 
     def unready() -> list[str]:
         return ([f"the service is {door.state}"] if door.state != "open" else []) + models.unready()
 
     return routes
+
+
+def _show_calibrations(metrics: Metrics, models: Models) -> None:
+    """What p-values rest on, and what the watches over them say; asked only when it is read."""
+    gauges = (metrics.calibration_rows, metrics.drift_log_wealth, metrics.drift_rows, metrics.drift_alarm)
+    for gauge in gauges:
+        gauge.clear()
+    for model in models.all():
+        where = (model.manifest.name, str(model.manifest.version))
+        if model.footing is None:
+            continue
+        metrics.calibration_rows.labels(*where, model.footing.source).set(model.footing.references.n)
+        if watch := model.footing.watch:
+            metrics.drift_log_wealth.labels(*where).set(watch.log_wealth)
+            metrics.drift_rows.labels(*where).set(watch.rows)
+            metrics.drift_alarm.labels(*where).set(watch.alarm)
 
 
 def _said(name: str, reasons: list[str]) -> Response:

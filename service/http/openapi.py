@@ -230,7 +230,7 @@ async def _exemplify(post: dict[str, Any], operation: Operation[Any], answers: A
     shown.sort(key=lambda model: model.manifest.dimensions)
     examples = {model.manifest.name: {"value": example(operation.name, model)} for model in shown}
     post["requestBody"]["content"][JSON]["examples"] = examples
-    if answer := await answers.get(operation, shown[0], deadline):
+    if not operation.changes and (answer := await answers.get(operation, shown[0], deadline)):
         post["responses"]["200"]["content"][JSON]["example"] = answer
 
 
@@ -278,6 +278,7 @@ def example(operation: str, model: Model) -> dict[str, Any]:
         "score": {"inputs": x, "alpha": 0.05},
         "impute": {"inputs": _with_nulls(model.golden["encoder.x"][1:2]), "draws": 2, "seed": 1},
         "evidence": {"inputs": x, "draws": 1024, "confidence": 0.95},
+        "calibrate": {"inputs": model.golden["encoder.x"].tolist()},
     }
     return bodies[operation]
 

@@ -126,9 +126,12 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "seed": found.seed,
         "draws": found.draws,
     }
-    optional = {"bits_per_dim": found.bits_per_dim, **_explained(found.explanation)}
-    if found.conditionals:
-        optional["feature_conditional"], optional["feature_conditional_k"] = found.conditionals
+    optional = {
+        "bits_per_dim": found.bits_per_dim,
+        **_explained(found.explanation),
+        "feature_conditional": found.feature_conditional,
+        "feature_conditional_k": found.feature_conditional_k,
+    }
     return fields | {name: array for name, array in optional.items() if array is not None}
 
 

@@ -4,6 +4,7 @@ Rows are checked here, before they queue, so that one bad row never reaches its 
 with each operation: it carries the deadline in and the clock readings out.
 """
 
+from service.operations.calibrations import Keeping, calibrate, facts, refer
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
 from service.operations.impute import Imputation, impute, pool
@@ -27,19 +28,23 @@ __all__ = [
     "Evidence",
     "Explanation",
     "Imputation",
+    "Keeping",
     "Samples",
     "Score",
     "Standing",
     "admit",
+    "calibrate",
     "decode",
     "decode_parameters",
     "decode_sample",
     "encode",
     "evidence_of",
+    "facts",
     "impute",
     "measure",
     "pool",
     "reconstruct",
+    "refer",
     "sample",
     "score",
     "terms",

@@ -20,11 +20,15 @@ INLINE = 65_536  # numbers that are worked on without leaving the event loop: we
 
 @dataclass(slots=True)
 class Errand:
-    """What goes along with a request: its deadline (the loop's clock) in, seconds queued and computed out."""
+    """What goes along with a request: its deadline (the loop's clock) in, seconds queued and computed out.
+
+    served says that it is a caller's, so that its scores tell of drift; our own examples and files don't.
+    """
 
     deadline: float = math.inf
     queued: float = 0.0
     computed: float = 0.0
+    served: bool = False
 
     async def ask(self, model: Model, graph: str, rows: Arrays, bank: noise.Bank | None = None) -> Arrays:
         """Have one graph computed, and note how long it took."""

@@ -19,7 +19,6 @@ from service.operations.rows import admitted
 Doubles = NDArray[np.float64]
 
 AT_ONCE = 262_144  # numbers of one stage's draws that are worked on at once; a few megabytes with what is made of them
-WIDENED = {3: 3.073, 15: 1.195}  # the t quantile that is a normal's three errors, over three, by degrees of freedom
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,7 @@ class Evidence:
     seed: int
     draws: int
     confidence: float
+    independent: bool  # whether the two estimates have no draws in common
 
     @property
     def gap(self) -> Doubles:
@@ -40,8 +40,15 @@ class Evidence:
 
     @property
     def gap_error(self) -> Doubles:
-        """The error of the gap: both errors together, which have no noise in common."""
-        return np.hypot(self.estimate.error, self.bound.error)
+        """The error of the gap, both errors together; three of it hold as often as three of a normal's would.
+
+        Each is widened for its degrees of freedom: a Student t with three of them has heavy tails.
+        """
+        parts = (
+            self.bound.error * evidence.widening(self.bound.error_df),
+            self.estimate.error * evidence.widening(self.estimate.groups - 1),
+        )
+        return np.hypot(*parts) if self.independent else np.asarray(sum(parts))
 
 
 async def evidence_of(
@@ -69,7 +76,7 @@ async def evidence_of(
         scale = np.exp(np.asarray(posterior["log_scale"][rows], np.float64))
         work = evidence.steps(posterior["mean"][rows], scale, plan, confidence)
         parts.append(await _work(model, x[rows], work, errand))
-    return Evidence(_together(parts), bound, seed, draws, confidence)
+    return Evidence(_together(parts), bound, seed, draws, confidence, independent=True)
 
 
 async def _work(model: Model, x: Array, work: Generator[Array, Array, Estimate], errand: Errand) -> Estimate:
@@ -99,7 +106,7 @@ async def _plain(model: Model, x: Array, draws: int, seed: int, confidence: floa
     groups = len(bank.groups) if len(bank.groups) < draws and len(set(bank.groups)) == 1 else 1
     weights = np.asarray(outputs["log_weight"], np.float64)
     found = await off_loop(weights.size, lambda: evidence.estimate(weights, groups, confidence))
-    return Evidence(found, bound, seed, draws, confidence)
+    return Evidence(found, bound, seed, draws, confidence, independent=False)
 
 
 def _together(parts: list[Estimate]) -> Estimate:

@@ -22,9 +22,9 @@ async def left_out(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> 
     shape, size = tuple(model.manifest.event_shape), model.manifest.dimensions
     values, k = np.empty((len(x), *shape)), np.empty((len(x), *shape))
     for rows in chunks(len(x), COPIES * bank.draws * size):
-        log_weight = (await errand.ask(model, "elbo", {"x": x[rows]}, bank))["log_weight"]
+        weights = (await errand.ask(model, "elbo", {"x": x[rows]}, bank))["log_weight"]
         terms = (await errand.ask(model, "terms", {"x": x[rows]}, bank))["feature_log_likelihood"]
         flat = terms.reshape(len(terms), bank.draws, size)
-        found = await asyncio.to_thread(conditional.left_out, log_weight, flat)
+        found = await asyncio.to_thread(conditional.left_out, weights, flat)
         values[rows], k[rows] = (part.reshape(-1, *shape) for part in found)
     return values, k

@@ -82,8 +82,8 @@ class Score:
     """One bound a row with its error, what it is made of, and where it stands; all in nats, (rows,) float64.
 
     scores are all that can be had, by name. p_value and anomaly are of the score that the artifact's calibration names,
-    and None where the artifact isn't calibrated for this estimator.
-    With conditionals, log p(x_j|x_−j) of each feature and the k̂ that its reliability is told by; (rows, *event) both.
+    and None where the artifact isn't calibrated for this estimator. With conditionals, feature_conditional is
+    log p(x_j|x_−j), and feature_conditional_k what its reliability is told by; (rows, *event).
     """
 
     bound: scoring.Bound
@@ -95,7 +95,8 @@ class Score:
     seed: int
     draws: int
     explanation: Explanation | None = None
-    conditionals: tuple[Doubles, Doubles] | None = None
+    feature_conditional: Doubles | None = None
+    feature_conditional_k: Doubles | None = None
 
 
 async def score(
@@ -119,18 +120,22 @@ async def score(
     fitted = model.references.fitted if model.references else {}
     bound, statistics = await measure(model, x, bank, norms="density_of_states" in fitted, errand=errand)
     values = anomaly.values(statistics, fitted)
-    facts = _facts(model, bank)
     seen = await observed(x, model.manifest)
-    like = _like_the_references(model, seen)
-    standings = {name: Standing(v, _p_value(model, facts, rule, name, v, like)) for name, v in values.items()}
-    p = standings[facts.score].p_value if facts.score else None
+    facts = _facts(model, bank)
+    odd = _incomparable(seen, model)
+    like = {name: np.where(odd, np.nan, value) for name, value in values.items()}
+    p_values = {name: _p_value(model, facts, rule, name, value) for name, value in like.items()}
+    standings = {name: Standing(value, p_values[name]) for name, value in values.items()}
+    p = p_values[facts.score] if facts.score else None
     flags, facts = _decide(p, facts, rule)
+    if model.footing and p is not None and facts.score and errand.served:
+        await model.footing.watched(like[facts.score], model.manifest)
+    if p is not None and odd.any():
+        facts = replace(facts, reason=INCOMPLETE)
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
     explanation = await _explain(model, x, bank, facts, errand) if explain else None
-    given_others = await left_out(model, x, bank, errand) if conditionals else None
-    if p is not None and not like.all():
-        facts = replace(facts, reason=INCOMPLETE)
-    return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation, given_others)
+    alone = await left_out(model, x, bank, errand) if conditionals else (None, None)
+    return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation, *alone)
 
 
 async def measure(
@@ -156,32 +161,30 @@ async def measure(
 
 def _facts(model: Model, bank: noise.Bank) -> Calibrated:
     """What p-values of this bank's scores rest on, or why there are none."""
-    facts, references = model.manifest.calibration, model.references
-    if facts is None or references is None:
+    used, references = model.calibrated, model.references
+    if used is None or references is None:
         return Calibrated(None, None, None, None, UNCALIBRATED)
     reason = None
-    if (bank.seed, bank.draws) != (facts.seed, facts.draws):
+    if (bank.seed, bank.draws) != (used.seed, used.draws):
         reason = (
-            f"calibrated with seed {facts.seed} and {facts.draws} draws; "
+            f"calibrated with seed {used.seed} and {used.draws} draws; "
             f"seed {bank.seed} and {bank.draws} draws give another score"
         )
     smallest = references.scores[references.chosen].smallest_p
-    return Calibrated(facts.n, facts.seed, facts.draws, smallest, reason, references.chosen)
+    return Calibrated(references.n, used.seed, used.draws, smallest, reason, references.chosen)
 
 
-def _like_the_references(model: Model, seen: NDArray[np.int64]) -> Flags:
-    """Which rows are comparable: where the calibration rows are complete, those that are too; (rows,)."""
-    facts = model.manifest.calibration
-    if facts is None or not facts.complete:
-        return np.ones(len(seen), np.bool_)
-    return np.asarray(seen == model.manifest.dimensions, np.bool_)
+def _incomparable(seen: NDArray[np.int64], model: Model) -> Flags:
+    """Rows with missing values where the reference rows are complete: they are not rows like those; (rows,)."""
+    holed = seen < model.manifest.dimensions
+    return np.asarray(holed & bool(model.footing and model.footing.complete), np.bool_)
 
 
-def _p_value(model: Model, facts: Calibrated, rule: Rule, name: str, value: Doubles, like: Flags) -> Doubles | None:
-    """Where a score stands among the reference scores, if there are any of this bank; NaN for rows not like theirs."""
+def _p_value(model: Model, facts: Calibrated, rule: Rule, name: str, value: Doubles) -> Doubles | None:
+    """Where a score stands among the reference scores, if there are any that were made with this bank."""
     if model.references is None or facts.reason or name not in model.references.scores:
         return None
-    p = calibration.p_values(model.references.scores[name], np.where(like, value, np.nan))
+    p = calibration.p_values(model.references.scores[name], value)
     return p if rule.correction == "none" else calibration.correct(p, model.references.n, rule.confidence)
 
 
@@ -227,7 +230,7 @@ async def _explain(model: Model, x: Array, bank: noise.Bank, facts: Calibrated, 
     return Explanation(
         features,
         latents,
-        np.where(np.isnan(x), np.nan, deviations) if model.manifest.missing else deviations,
+        np.where(np.isnan(x), np.nan, deviations),  # a missing value is not a strange one
         calibration.deviations(references.latent, latents, "high"),
         names,
     )

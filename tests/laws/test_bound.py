@@ -73,28 +73,28 @@ def test_the_bound_is_unbiased_and_its_interval_covers(d: int, draws: int, off: 
     """Over noise banks the mean is exact, and a 95 % t-interval holds the truth as often as it says, or more."""
     truth = model(d, off=off)
     exact = truth.log_likelihood - truth.kl
-    found = [score(truth, seed, draws) for seed in range(400)]
+    found = [score(truth, seed, draws) for seed in range(300)]
     elbo = np.array([bound.elbo[0] for bound in found])
     error = np.array([bound.error[0] for bound in found])
     assert stats.ttest_1samp(elbo, exact).pvalue > 1e-4
     held = np.abs(elbo - exact) <= stats.t.ppf(0.975, found[0].error_df) * error
     # Few plain draws of a skewed quantity cover a little less than a t-interval promises.
-    promised = 0.95 if draws >= noise.FEWEST_SCRAMBLED else 0.92
+    promised = 0.95 if draws >= noise.FEWEST_FRAMED else 0.92
     assert stats.binomtest(int(held.sum()), len(held), promised, alternative="less").pvalue > 1e-4
 
 
-@pytest.mark.parametrize(("d", "draws"), [(2, 64), (8, 64), (8, 256)])
-def test_scrambled_draws_beat_plain_ones(d: int, draws: int) -> None:
-    """At equal decoder calls the variance is smaller than with independent draws, beyond chance (an F-test).
+@pytest.mark.parametrize(("d", "draws", "times"), [(2, 16, 1.5), (2, 64, 4), (8, 16, 2.5), (8, 64, 8), (32, 64, 3)])
+def test_a_bank_beats_plain_draws(d: int, draws: int, times: float) -> None:
+    """At equal decoder calls the variance is so many times smaller than with independent draws, beyond chance.
 
-    By how much depends on the decoder: this one has strong interactions between latents, which is the hard case.
+    This decoder has strong interactions between latents, which is the hard case; the F-test allows for 200 seeds.
     """
     truth = model(d, D=30)
-    count = 300
-    scrambled = np.var([score(truth, seed, draws).elbo[0] for seed in range(count)], ddof=1)
+    count = 200
+    framed = np.var([score(truth, seed, draws).elbo[0] for seed in range(count)], ddof=1)
     g = np.random.default_rng(1)
-    plain = np.var([truth.at(g.normal(size=(draws, d))).mean() for _ in range(count)], ddof=1)
-    assert stats.f.sf(plain / scrambled, count - 1, count - 1) < 1e-3
+    plain = np.var(truth.at(g.normal(size=(20_000, d))), ddof=1) / draws
+    assert stats.chi2.sf((count - 1) * framed * times / plain, count - 1) > 1e-4
 
 
 @pytest.mark.parametrize("d", [1, 2, 8])

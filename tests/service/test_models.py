@@ -79,11 +79,13 @@ async def test_explanations_sum_to_the_score(name: str) -> None:
 
 @pytest.mark.anyio
 async def test_the_calibrated_bank_is_the_stored_one() -> None:
-    """The bank on disk is used as it is, and is the one that its seed makes."""
+    """The bank on disk is used as it is; where it is of frames, its seed makes it."""
     async with models.open_one(ROOT / "tiny" / "1", Workshop(open_engine, Lanes(1))) as model:
         bank = await model.bank(0, 16)
         assert bank is model.calibrated
-        assert np.array_equal(bank.noise, noise.bank(0, 16, 2).noise)
+        assert model.manifest.calibration is not None
+        made = np.array_equal(bank.noise, noise.bank(0, 16, 2).noise)
+        assert made == (model.manifest.calibration.estimator == "frames_4")
         assert (await model.bank(1, 16)) is not model.calibrated
 
 
@@ -151,13 +153,13 @@ def test_ready_means_every_required_model_at_its_highest_version() -> None:
 
 @pytest.mark.anyio
 async def test_an_estimator_that_its_draws_are_not_is_refused(tmp_path: Path) -> None:
-    """Sixteen draws are four scrambles, whatever the manifest says."""
+    """Sixteen draws are four frames, whatever the manifest says."""
     folder = Path(shutil.copytree(ROOT / "tiny" / "1", tmp_path / "1"))
     found = artifact.read(folder)
     assert found.manifest.calibration is not None
     facts = found.manifest.calibration.model_dump() | {"estimator": "plain"}
     artifact.rewrite(found, {"calibration": facts}, {})
-    with pytest.raises(ArtifactRefused, match=r"calibration\.estimator is plain; 16 draws are sobol_scrambles_4"):
+    with pytest.raises(ArtifactRefused, match=r"calibration\.estimator is plain; 16 draws are frames_4"):
         await models.load(folder, Workshop(open_engine, Lanes(1)))
 
 
@@ -182,3 +184,22 @@ def test_a_score_that_is_not_known_as_it_is_stored_is_refused(
     artifact.rewrite(found, {"calibration": changed}, {artifact.CALIBRATION: packed})
     with pytest.raises(ArtifactRefused, match=reason):
         asyncio.run(models.load(tiny / "tiny" / "1", Workshop(open_engine, Lanes(1))))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("estimator", ["frames_4", "sobol_scrambles_4"])
+async def test_a_stored_bank_is_used_however_it_was_made(tmp_path: Path, estimator: str) -> None:
+    """Calibrations from before frames go on being served: with their own noise, whatever their seed makes now."""
+    folder = Path(shutil.copytree(ROOT / "tiny" / "1", tmp_path / "1"))
+    found = artifact.read(folder)
+    assert found.manifest.calibration is not None
+    assert found.calibration is not None
+    noise = np.random.default_rng(0).standard_normal((16, 2)).astype(np.float32)
+    facts = found.manifest.calibration.model_dump() | {"estimator": estimator}
+    packed = artifact.pack({**found.calibration, "noise": noise})
+    artifact.rewrite(found, {"calibration": facts}, {artifact.CALIBRATION: packed})
+    model = await models.load(folder, Workshop(open_engine, Lanes(1)))
+    bank = await model.bank(0, 16)
+    assert np.array_equal(bank.noise, noise)
+    assert bank.groups == (4, 4, 4, 4)
+    assert model.references is not None

@@ -41,6 +41,9 @@ TURNED: dict[str, tuple[str, object]] = {
     "required": (" tiny, mnist ,", ("tiny", "mnist")),
     "device": ("cpu", "cpu"),
     "max_json_depth": ("8", 8),
+    "state": ("/var/lib/vae-serve", Path("/var/lib/vae-serve")),
+    "calibrate": ("true", True),
+    "drift_false_alarm": ("0.05", 0.05),
     "log_format": ("json", "json"),
     "welcome": ("false", False),
 }
@@ -54,6 +57,8 @@ def test_every_setting_can_be_set(here: Path, monkeypatch: pytest.MonkeyPatch, n
     fallback = (str(field.default + 1), field.default + 1) if isinstance(field.default, int) else None
     fallback = fallback or (get_args(field.annotation)[-1:] or ("",)) * 2  # the last of its choices
     text, value = TURNED.get(name, fallback)
+    if name == "calibrate":
+        monkeypatch.setenv(f"{PREFIX}STATE", "state")
     if place == "environment":
         monkeypatch.setenv(PREFIX + name.upper(), text)
     else:
@@ -108,6 +113,8 @@ def test_an_unknown_name_is_refused(
         ("MAX_JSON_DEPTH", "65"),  # no array has more axes
         ("TIMEOUT_MS", "0"),
         ("DRAIN_GRACE_MS", "-1"),
+        ("DRIFT_FALSE_ALARM", "2"),
+        ("CALIBRATE", "true"),  # without a state
         ("LOG_LEVEL", "loud"),
         ("WELCOME", "perhaps"),
         ("PORT", "1\n2"),
@@ -163,7 +170,7 @@ def _default(field: FieldInfo) -> str:
     value: Any = field.default
     if isinstance(value, bool):
         return str(value).lower()
-    return "" if value == () else str(value)
+    return "" if value in ((), None) else str(value)
 
 
 def _bounds(field: FieldInfo) -> str:

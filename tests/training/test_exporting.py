@@ -155,7 +155,7 @@ def test_calibration_scores_the_rows_that_were_set_aside(written: Artifact) -> N
     facts = found.manifest.calibration
     assert facts is not None
     assert found.calibration is not None
-    assert (facts.n, facts.draws, facts.seed, facts.estimator) == (400, 16, 0, "sobol_scrambles_4")
+    assert (facts.n, facts.draws, facts.seed, facts.estimator) == (400, 16, 0, "frames_4")
     assert facts.split == written.manifest.training.splits["calibration"].sha256
     assert facts.validation == written.manifest.training.splits["validation"].sha256
     assert facts.graphs == {f"{g}.onnx": found.manifest.files[f"{g}.onnx"].sha256 for g in ("elbo", "encoder", "terms")}

@@ -62,7 +62,7 @@ def log1p(u: Tensor) -> Tensor:
     w = 1.0 + u
     rounded = w - 1.0
     lost = rounded == 0.0
-    return torch.where(lost, u, u * torch.log(w) / torch.where(lost, torch.ones_like(u), rounded))
+    return torch.where(lost, u, u * torch.log(w) / torch.where(lost, 1.0, rounded))
 
 
 def softplus(a: Tensor) -> Tensor:
@@ -77,10 +77,8 @@ def lgamma(y: Tensor) -> Tensor:
 
     ONNX has no such operation. Within 3e-11 of the truth up to 1e4, and within 1e-9 up to 1e6.
     """
-    shifted = y + 8.0
-    product = y
-    for step in range(1, 8):
-        product = product * (y + step)
+    shifted, pair = y + 8.0, y * (y + 7.0)
+    product = pair * (pair + 6.0) * (pair + 10.0) * (pair + 12.0)  # of y(y + 7), (y + 1)(y + 6), …
     inverse = 1.0 / shifted
     square = inverse * inverse
     series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188))))

@@ -138,10 +138,7 @@ class Ordinal(Categories):
         above, below = x.double() > self.lowest, x.double() < self.highest
         upper = halves(self._is(x, self.codes[:-1]).double() * cutpoints)  # c_k, 0 at the highest level
         lower = halves(self._is(x, self.codes[1:]).double() * cutpoints)  # c_(k−1), 0 at the lowest
-        gap = torch.where(above & below, upper - lower, torch.ones_like(upper))
-        inside = (above & below).double() * aligned(lambda d: torch.log(1.0 - torch.exp(-d)), gap)
-        tails = below.double() * aligned(softplus, loc - upper) + above.double() * aligned(softplus, lower - loc)
-        return inside - tails
+        return aligned(_cut, loc, upper, lower, above.double(), below.double())
 
     def mean(self, parameters: Parameters) -> Tensor:
         """lowest + step · Σ P(x > v) over the levels v below the highest."""
@@ -153,6 +150,13 @@ class Ordinal(Categories):
         loc = parameters["loc"].double()
         latent = loc + torch.logit(uniforms(loc.shape, generator))
         return self.lowest + self.step * (latent.unsqueeze(-1) > parameters["cutpoints"].double()).sum(-1).double()
+
+
+def _cut(loc: Tensor, upper: Tensor, lower: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """The log mass of a logistic variable between two cutpoints. above, below: 1 where there are levels so; else 0."""
+    inner = above * below
+    inside = inner * torch.log(1.0 - torch.exp(-torch.where(inner > 0, upper - lower, 1.0)))
+    return inside - below * softplus(loc - upper) - above * softplus(lower - loc)
 
 
 def _unnormalised(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

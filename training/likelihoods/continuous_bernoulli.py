@@ -54,17 +54,17 @@ class ContinuousBernoulli(Likelihood):
 def _log_sinhc(logits: Tensor) -> Tensor:
     """log(sinh(l/2)/(l/2))."""
     near = logits.abs() < NEAR
-    square = torch.where(near, logits * logits / 4, torch.zeros_like(logits))
+    square = torch.where(near, logits * logits / 4, 0.0)
     series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square / 37800)))
-    width = torch.where(near, torch.ones_like(logits), logits.abs())
+    width = torch.where(near, 1.0, logits.abs())
     return torch.where(near, series, width / 2 + torch.log((1.0 - torch.exp(-width)) / width))
 
 
 def _mean(logits: Tensor) -> Tensor:
     """½ + ½(coth(h) − 1/h) at h = l/2; near 0 the bracket is h/3 − h³/45 + 2h⁵/945 − h⁷/4725 + 2h⁹/93555."""
     near = logits.abs() < NEAR
-    h = torch.where(near, torch.ones_like(logits), logits / 2)
-    small = torch.where(near, logits / 2, torch.zeros_like(logits))
+    h = torch.where(near, 1.0, logits / 2)
+    small = torch.where(near, logits / 2, 0.0)
     square = small * small
     inner = 2 / 945 - square * (1 / 4725 - square * (2 / 93555))
     series = small * (1 / 3 - square * (1 / 45 - square * inner))

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.artifact import Support
-from training.likelihoods.base import FURTHEST, Likelihood, Parameters, aligned, lgamma, log1p, softplus, uniforms
+from training.likelihoods.base import (
+    FURTHEST,
+    Likelihood,
+    Parameters,
+    aligned,
+    lgamma,
+    log1p,
+    softclip,
+    softplus,
+    uniforms,
+)
 
 Doubles = NDArray[np.float64]
 
@@ -44,13 +54,12 @@ class Counts(Likelihood):
 
     def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Standard deviations of log(1 + x) from its mean, cut at ±50."""
-        logs = aligned(log1p, x.double())
+        logs = aligned(torch.log, x.double() + 1.0)
         return ((logs - self.centre) / self.spread).clamp(-FURTHEST, FURTHEST).to(dtype)
 
     def parameters_of(self, heads: Tensor) -> Parameters:
         """The first head is the rate."""
-        moved = aligned(torch.tanh, self.spread * heads[..., 0, :].double() / FURTHEST_RATE)
-        return {"rate": aligned(torch.exp, self.centre + FURTHEST_RATE * moved)}
+        return {"rate": aligned(_rate, heads[..., 0, :].double(), self.centre, self.spread)}
 
     def mean(self, parameters: Parameters) -> Tensor:
         """The rate."""
@@ -67,8 +76,7 @@ class Poisson(Counts):
 
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         """x log rate − rate − log Γ(x + 1)."""
-        rate, counts = parameters["rate"].double(), x.double()
-        return counts * aligned(torch.log, rate) - rate - aligned(lgamma, counts + 1.0)
+        return aligned(_poisson, x.double(), parameters["rate"].double())
 
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         """A Poisson draw."""
@@ -99,9 +107,7 @@ class NegativeBinomial(Counts):
 
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         """The constants of x and θ, less θ log1p(rate/θ) + x log1p(θ/rate)."""
-        rate, theta, counts = parameters["rate"].double(), parameters["concentration"].double(), x.double()
-        constant = aligned(lgamma, counts + theta) - aligned(lgamma, theta) - aligned(lgamma, counts + 1.0)
-        return constant - theta * aligned(log1p, rate / theta) - counts * aligned(log1p, theta / rate)
+        return aligned(_negative_binomial, x.double(), *(parameters[name].double() for name in self.parameter_names))
 
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         """A Poisson draw at a gamma draw."""
@@ -129,11 +135,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         """log(π + (1 − π) NB(0)) at 0, log(1 − π) + log NB(x) elsewhere."""
-        logits = parameters["inflation_logits"].double()
-        counted = super().log_prob(x, parameters) - aligned(softplus, logits)
-        inflated = -aligned(softplus, -logits)
-        either = torch.maximum(counted, inflated) + aligned(softplus, -(counted - inflated).abs())
-        return torch.where(x.double() == 0.0, either, counted)
+        return aligned(_zero_inflated, x.double(), *(parameters[name].double() for name in self.parameter_names))
 
     def mean(self, parameters: Parameters) -> Tensor:
         """(1 − π) rate."""
@@ -146,7 +148,30 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         return torch.where(zero, 0.0, super().sample(parameters, generator))
 
 
+def _rate(head: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
+    """From standard deviations of log(1 + x)."""
+    return torch.exp(centre + FURTHEST_RATE * torch.tanh(spread * head / FURTHEST_RATE))
+
+
 def _concentration(raw: Tensor) -> Tensor:
-    low, high = CONCENTRATION
-    middle, half = (low + high) / 2, (high - low) / 2
-    return torch.exp(middle + half * torch.tanh((raw - middle) / half))
+    """Softly between its bounds."""
+    return torch.exp(softclip(raw, *CONCENTRATION))
+
+
+def _poisson(x: Tensor, rate: Tensor) -> Tensor:
+    """The log mass of a Poisson, elementwise."""
+    return x * torch.log(rate) - rate - lgamma(x + 1.0)
+
+
+def _negative_binomial(x: Tensor, rate: Tensor, theta: Tensor) -> Tensor:
+    """The log mass of a negative binomial, elementwise."""
+    constant = lgamma(x + theta) - lgamma(theta) - lgamma(x + 1.0)
+    return constant - theta * log1p(rate / theta) - x * log1p(theta / rate)
+
+
+def _zero_inflated(x: Tensor, rate: Tensor, theta: Tensor, logits: Tensor) -> Tensor:
+    """The log mass of a negative binomial with zeros besides, elementwise."""
+    counted = _negative_binomial(x, rate, theta) - softplus(logits)
+    inflated = -softplus(-logits)
+    either = torch.maximum(counted, inflated) + softplus(-(counted - inflated).abs())
+    return torch.where(x == 0.0, either, counted)

@@ -118,10 +118,7 @@ class StudentT(Located):
 
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         """The constants of df and scale, less ½(ν + 1) log1p(r²/ν)."""
-        scale, df = parameters["scale"].double(), parameters["df"].double()
-        r = (x.double() - parameters["loc"].double()) / scale
-        constant = aligned(_students_constant, df) - aligned(torch.log, scale)
-        return constant - 0.5 * (df + 1.0) * aligned(log1p, r * r / df)
+        return aligned(_student_t, x.double(), *(parameters[name].double() for name in self.parameter_names))
 
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         """loc + scale·ε·√(ν/χ²_ν)."""
@@ -151,7 +148,7 @@ class LogNormal(Located):
 
     def parameters_of(self, heads: Tensor) -> Parameters:
         """Location and scale of log x, the location softly bounded."""
-        moved = aligned(torch.tanh, self.spread * heads[..., 0, :].double() / FURTHEST_LOG)
+        moved = aligned(torch.tanh, heads[..., 0, :].double() * (self.spread / FURTHEST_LOG))
         return {"loc": self.centre + FURTHEST_LOG * moved, "scale": self._scale(heads)}
 
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
@@ -177,6 +174,8 @@ def _normal(x: Tensor, parameters: Parameters) -> Tensor:
     return -0.5 * residual * residual - (aligned(torch.log, scale) + 0.5 * math.log(2 * math.pi))
 
 
-def _students_constant(df: Tensor) -> Tensor:
-    """log Γ((ν + 1)/2) − log Γ(ν/2) − ½ log νπ."""
-    return lgamma((df + 1.0) / 2) - lgamma(df / 2) - 0.5 * torch.log(df * math.pi)
+def _student_t(x: Tensor, loc: Tensor, scale: Tensor, df: Tensor) -> Tensor:
+    """The log density of Student's t, elementwise."""
+    r = (x - loc) / scale
+    constant = lgamma((df + 1.0) / 2) - lgamma(df / 2) - 0.5 * torch.log(df * math.pi) - torch.log(scale)
+    return constant - 0.5 * (df + 1.0) * log1p(r * r / df)
