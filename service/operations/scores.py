@@ -130,10 +130,10 @@ async def score(
     flags, facts = _decide(p, facts, rule)
     if model.footing and p is not None and facts.score and errand.served:
         await model.footing.watched(like[facts.score], model.manifest)
-    if p is not None and odd.any():
-        facts = replace(facts, reason=INCOMPLETE)
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
     explanation = await _explain(model, x, bank, facts, errand) if explain else None
+    if p is not None and odd.any():
+        facts = replace(facts, reason=INCOMPLETE)
     alone = await left_out(model, x, bank, errand) if conditionals else (None, None)
     return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation, *alone)
 
