@@ -35,16 +35,16 @@ class Footing:
     """A calibration in use: its reference scores, the bank they were made with, and the watch over what is served.
 
     It is the artifact's, or was made while serving, and is in use here since then. watch is None where drift isn't
-    watched. complete: whether none of the rows that it was made by has a missing value.
+    watched. complete says that none of its rows had a missing value, so that rows which have aren't like them.
     """
 
     source: Source
     references: References = field(repr=False)
     bank: noise.Bank = field(repr=False)
     watch: Watch | None = field(repr=False)
+    complete: bool
     made: datetime | None = None
     since: datetime = field(default_factory=now)
-    complete: bool = True
 
     async def watched(self, scores: Doubles, manifest: Manifest) -> None:
         """Show the watch what was served of the score that anomalies are told by, in the order in which it came.
@@ -74,17 +74,16 @@ def find(found: Artifact, digest: str, folder: Path | None = None, false_alarm: 
     try:
         if stored := state.read(folder, digest, found.manifest):
             return _checked("state", stored.facts.calibration, stored.arrays, false_alarm, stored.facts.made)
-    except (ArtifactRefused, OSError) as error:
+    except ArtifactRefused as error:
         which = "the artifact's own is used" if ours else "there is no other"
         name, version = found.manifest.name, found.manifest.version
-        reason = error.strerror if isinstance(error, OSError) else error
-        log.error("%s/%s: its calibration in the state was refused and %s: %s", name, version, which, reason)
+        log.error("%s/%s: its calibration in the state was refused and %s: %s", name, version, which, error)
     return ours
 
 
 def renewed(references: References, bank: noise.Bank, false_alarm: float, made: datetime, *, complete: bool) -> Footing:
     """A calibration that is made now, with a watch that begins anew."""
-    return Footing("state", references, bank, watch(references, false_alarm), made, made, complete)
+    return Footing("state", references, bank, watch(references, false_alarm), complete, made, made)
 
 
 def _checked(
@@ -101,7 +100,7 @@ def _checked(
         references = calibration.from_arrays(arrays, names, facts.chosen)
     except ValueError as error:
         raise ArtifactRefused(f"{artifact.CALIBRATION}: {error}") from error
-    return Footing(source, references, bank, watch(references, false_alarm), made, complete=facts.complete)
+    return Footing(source, references, bank, watch(references, false_alarm), facts.complete, made)
 
 
 def watch(references: References, false_alarm: float) -> Watch | None:

@@ -51,6 +51,4 @@ def withheld(manifest: Manifest) -> str | None:
     return f"impute is not offered by {manifest.name}, which was not trained for missing values"
 
 
-OPERATIONS = (
-    Operation("impute", Asked, Imputed, impute, "inputs", f"{INPUTS}; null where a value is missing", withheld),
-)
+OPERATIONS = (Operation("impute", Asked, Imputed, impute, "inputs", INPUTS, withheld),)

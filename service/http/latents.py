@@ -15,7 +15,10 @@ from service.noise import SEEDS
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS, description="same seed, same draws")]
 NoDraws = Annotated[int, Field(ge=0, description="draws from q(z|x)")]
-INPUTS = "rows, [n, *event], of the event's dtype and on the likelihood's support"
+INPUTS = (
+    "rows, [n, *event], of the event's dtype and on the likelihood's support; "
+    "null for a missing value where the manifest's `missing` is true"
+)
 LATENTS = "latents, [n, d]"
 
 

@@ -121,14 +121,17 @@ async def score(
     bound, statistics = await measure(model, x, bank, norms="density_of_states" in fitted, errand=errand)
     values = anomaly.values(statistics, fitted)
     seen = await observed(x, model.manifest)
-    standings, facts = _stand(model, values, _facts(model, bank), rule, odd=_incomparable(seen, model))
+    facts = _facts(model, bank)
+    odd = _incomparable(seen, model)
+    standings = _stand(model, values, facts, rule, odd)
     p = standings[facts.score].p_value if facts.score else None
     flags, facts = _decide(p, facts, rule)
     if model.footing and p is not None and facts.score and errand.served:
-        like = np.where(np.isnan(p), np.nan, values[facts.score])
-        await model.footing.watched(like, model.manifest)
+        await model.footing.watched(np.where(odd, np.nan, values[facts.score]), model.manifest)
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
     explanation = await _explain(model, x, bank, facts, errand) if explain else None
+    if p is not None and odd.any():
+        facts = replace(facts, reason=INCOMPLETE)
     alone = await left_out(model, x, bank, errand) if conditionals else (None, None)
     return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation, *alone)
 
@@ -171,18 +174,19 @@ def _facts(model: Model, bank: noise.Bank) -> Calibrated:
 
 def _incomparable(seen: NDArray[np.int64], model: Model) -> Flags:
     """Rows with missing values where the reference rows are complete: they are not rows like those; (rows,)."""
-    return np.asarray((seen < model.manifest.dimensions) & bool(model.footing and model.footing.complete))
+    holed = seen < model.manifest.dimensions
+    return np.asarray(holed & bool(model.footing and model.footing.complete), np.bool_)
 
 
 def _stand(
-    model: Model, values: Mapping[str, Doubles], facts: Calibrated, rule: Rule, *, odd: Flags
-) -> tuple[dict[str, Standing], Calibrated]:
-    """Every score with its p-value, which odd rows don't have; and the facts, with the reason for that."""
+    model: Model, values: Mapping[str, Doubles], facts: Calibrated, rule: Rule, odd: Flags
+) -> dict[str, Standing]:
+    """Every score with its p-value, which rows unlike the reference rows don't have."""
     standings = {}
     for name, value in values.items():
         p = _p_value(model, facts, rule, name, value)
         standings[name] = Standing(value, p if p is None else np.where(odd, np.nan, p))
-    return standings, replace(facts, reason=INCOMPLETE) if odd.any() and not facts.reason else facts
+    return standings
 
 
 def _p_value(model: Model, facts: Calibrated, rule: Rule, name: str, value: Doubles) -> Doubles | None:
@@ -231,18 +235,14 @@ async def _explain(model: Model, x: Array, bank: noise.Bank, facts: Calibrated, 
     references = model.references
     if references is None or facts.reason or references.feature is None or references.latent is None:
         return Explanation(features, latents, feature_names=names)
+    deviations = calibration.deviations(references.feature, features, "low")
     return Explanation(
         features,
         latents,
-        np.where(_holes(x), np.nan, calibration.deviations(references.feature, features, "low")),
+        np.where(np.isnan(x), np.nan, deviations),  # a missing value is not a strange one
         calibration.deviations(references.latent, latents, "high"),
         names,
     )
-
-
-def _holes(x: Array) -> Flags:
-    """Where a value is missing, and adds nothing that could be usual or not."""
-    return np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, np.bool_)
 
 
 async def terms(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles]:

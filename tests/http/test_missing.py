@@ -77,6 +77,14 @@ async def test_a_row_with_holes_has_no_p_value_and_the_reason_is_given(holed_hou
     assert found["anomaly"] == [alone["anomaly"][0], None, None, None]
     assert "missing" in found["calibration"]["reason"]
     assert found["calibration"]["n"] == 400
+    assert all(score["p_value"][1:] == [None] * 3 for score in found["scores"].values())
+
+
+async def test_a_missing_value_is_not_a_strange_one(holed_house: House) -> None:
+    """Its deviation from the calibration is null, as that of no other feature is."""
+    values = rows(5)
+    found = await answer(holed_house, "score", values, explain=True)
+    assert_array_equal(np.isnan(found["feature_deviation"]), np.isnan(values))
 
 
 async def test_missing_features_add_exactly_nothing(holed_house: House) -> None:

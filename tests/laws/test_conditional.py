@@ -33,9 +33,9 @@ def test_a_feature_given_the_others_is_exact(d: int, off: float) -> None:
     x = model.sample(60, 1)
     found, k = conditional.left_out(*drawn(model, x, 2048))
     error = np.abs(found - exact(model, x))
-    assert (k < 0.7).mean() > 0.9
+    assert (k < 0.7).mean() > 0.8
     assert np.quantile(error[k < 0.7], 0.95) < off
-    assert error[k < 0.7].max() < 5 * off
+    assert error[k < 0.7].max() < 0.5
 
 
 def test_where_draws_are_few_or_q_is_wrong_k_says_so() -> None:

@@ -21,6 +21,18 @@ def run(**changes: object) -> Run:
     return config.check({**PLAIN, "missing": {}, **changes}, "a test")
 
 
+def table() -> Run:
+    """A table of several families, one of which makes more than one number of a value."""
+    real = ["age", "bmi", "blood pressure", "total cholesterol", "ldl", "hdl", "cholesterol ratio", "log triglycerides"]
+    blocks = [
+        {"columns": ["sex"], "family": "categorical"},
+        {"columns": real, "family": "student_t"},
+        {"columns": ["glucose"], "family": "lognormal"},
+        {"columns": ["progression"], "family": "negative_binomial"},
+    ]
+    return run(data={"name": "diabetes"}, likelihood={"family": "mixed", "blocks": blocks})
+
+
 def test_what_is_missing_is_a_function_of_the_seed_and_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a run that was resumed ends where an uninterrupted one does; and epochs differ."""
     module = Module(run(), data.of(run()))
@@ -48,13 +60,14 @@ def test_each_row_loses_a_share_of_its_own() -> None:
 
 
 def test_no_gradient_is_lost_to_a_hole() -> None:
-    """0·NaN is NaN, in gradients too: every one is finite, with rows of nothing among the batch, in both networks."""
-    for wanted in (run(), run(encoder={"kind": "conv", "sizes": [4, 8], "dense": 16})):
+    """0·NaN is NaN, in gradients too: every one is finite, with rows of nothing among the batch, in all networks."""
+    for wanted in (run(), run(encoder={"kind": "conv", "sizes": [4, 8], "dense": 16}), table()):
         dataset = data.of(wanted)
         fresh = vae.build(wanted, dataset)
         x = missing.punch(dataset.splits["fit"][:40], config.Missing(most=1.0), np.random.default_rng(0))
         x[0] = np.nan
-        terms = objective.terms(fresh, torch.from_numpy(x), torch.zeros((3, 2)))
+        dim = wanted.latent_size
+        terms = objective.terms(fresh, torch.from_numpy(x), torch.zeros((3, dim)))
         assert torch.isfinite(terms.log_likelihood).all()
         assert terms.log_likelihood[0] == 0
         objective.elbo(terms).sum().backward()  # type: ignore[no-untyped-call]

@@ -90,8 +90,10 @@ def test_a_bad_data_file_is_named(tmp_path: Path) -> None:
     assert "int16" in refused()
     np.save(rows, np.zeros((3, 4), np.uint8))
     assert "at least 20" in refused()
-    np.save(rows, np.full((30, 4), np.nan))
+    np.save(rows, np.full((30, 4), np.inf))
     assert "finite" in refused()
+    np.save(rows, np.where(np.eye(30) > 0, np.nan, 1.0))
+    assert "missing: {}" in refused()
 
 
 def test_grey_pixels_are_refused_by_a_bernoulli(tmp_path: Path) -> None:
