@@ -134,7 +134,7 @@ class Stack:
         bank = epsilon.expand(self.count, *epsilon.shape)
         rows = u.shape[1]
         padded = nn.functional.pad(u, (0, 0, 0, -rows % BLOCK))
-        parts = [self.bounds(block, bank) for block in padded.split(BLOCK, dim=1)]
+        parts = [self.bounds(block, bank) for block in torch.split(padded, BLOCK, dim=1)]
         return np.asarray(torch.cat(parts, dim=1)[:, :rows].numpy(), np.float64)
 
 
