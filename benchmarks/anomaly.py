@@ -41,7 +41,7 @@ SEEDS = (0, 1, 2)
 NEIGHBOURS = 5
 MOST_FITTED = 10_000  # rows that anyone is fitted to, and
 MOST_RANKED = 20_000  # rows that anyone ranks: more are drawn from, so that a large table takes minutes
-MISSING = "PyOD is not installed: pip install -e '.[cpu,train,bench]', or pip install 'pyod>=3.6'"
+MISSING = "PyOD is not installed: pip install -e '.[cpu,train,bench]', or pip install 'pyod>=3.6' tqdm"
 
 
 class Unusable(Exception):
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(folder: Path, names: tuple[str, ...], jobs: int) -> None:
     """Every table of a folder, by every detector named."""
-    if set(names) & set(OF_PYOD) and find_spec("pyod") is None:
+    if set(names) & set(OF_PYOD) and not (find_spec("pyod") and find_spec("tqdm")):
         raise Unusable(MISSING)
     paths = sorted(folder.glob("*.npz"))
     if not paths:

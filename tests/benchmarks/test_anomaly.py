@@ -13,7 +13,9 @@ import pytest
 from benchmarks import anomaly
 from training import tables
 
-needs_pyod = pytest.mark.skipif(find_spec("pyod") is None, reason="PyOD is not installed: pip install 'pyod>=3.6'")
+needs_pyod = pytest.mark.skipif(
+    not (find_spec("pyod") and find_spec("tqdm")), reason="PyOD is not installed: pip install 'pyod>=3.6' tqdm"
+)
 
 
 @pytest.fixture

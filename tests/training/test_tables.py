@@ -29,11 +29,14 @@ def table() -> Table:
 
 
 def test_the_bound_is_below_a_density_that_integrates_to_one() -> None:
-    """∫ exp(bound) dx ≤ 1 for every member, in the units of the rows, and most of it is there."""
-    one = tables.fit(skewed(300, 1), replace(QUICK, members=1), seed=3)
+    """∫ exp(bound) dx ≤ 1 for every member, in the units of the rows, and most of it is there.
+
+    A bound from finitely many draws has an error, of either sign: hence many draws, and a little room.
+    """
+    one = tables.fit(skewed(300, 1), replace(QUICK, members=1, draws=256), seed=3)
     x = np.linspace(-400.0, 800.0, 3001)
     for bounds in one.bounds(x[:, None]):
-        assert 0.6 < simpson(np.exp(bounds), x=x) < 1.0 + 1e-9
+        assert 0.6 < simpson(np.exp(bounds), x=x) < 1.005
 
 
 def test_the_score_bounds_the_mixture(table: Table) -> None:
