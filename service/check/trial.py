@@ -96,7 +96,7 @@ async def trial(model: Model, rows: int, draws: int, seed: int, say: Say) -> Tri
         latent_kl=0.5 * (np.exp(2 * log_scale) + mean**2 - 1) - log_scale,
         encoder_ranks=_normal_ranks((z - mean) * np.exp(-log_scale)),
         posterior_ranks=ranks,
-        reference=model.reference.scores if model.reference else None,
+        reference=model.references.scores["elbo"].scores if model.references else None,
         disagreement=await _disagreement(model, x[:FEW], mean[:FEW], log_scale[:FEW], errand),
         alone=await _alone(model, x[: 2 * FEW]),
         draws=draws,
