@@ -98,7 +98,14 @@ async def exact(folder: Path) -> None:
             off = np.abs(found["log_evidence"] - truth.evidence(x))[sure]
             z = np.abs((found["gap"] - truth.gap(x)) / found["gap_error"])[sure]
             worst, most = off.max(initial=0.0), z.max(initial=0.0)
-            row = (case, d, f"{truth.gap(x).mean():.2f}", f"{worst:.4f}", f"{sure.mean():.0%}", f"{most:.1f} errors")
+            row = (
+                case,
+                d,
+                f"{abs(truth.gap(x).mean()):.2f}",
+                f"{worst:.4f}",
+                f"{sure.mean():.0%}",
+                f"{most:.1f} errors",
+            )
             print("|", " | ".join(map(str, (*row, int((z > 3).sum())))), "|", flush=True)
 
 

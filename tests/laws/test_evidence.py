@@ -256,6 +256,27 @@ def test_a_row_without_numbers_costs_the_others_nothing() -> None:
     assert_array_equal(found.log_evidence[:1], alone.log_evidence)
 
 
+@pytest.mark.parametrize("d", [1, 2, 5, 12])
+@pytest.mark.parametrize("steepness", [0.0, 1e3, 1e9, 1e15])
+def test_no_shape_of_the_joint_fails_a_request(d: int, steepness: float) -> None:
+    """Flat, a spike, a cliff, and a q that is no number: every row is answered, and the good one has its bits."""
+    model = made(d)
+    x = model.sample(1, 6)
+    mean = np.concatenate([model.mean(x), *[np.full((1, d), value) for value in (0.3, 0.0, np.nan, 1e30)]])
+    scale = np.concatenate([model.scale[None], *[np.full((1, d), value) for value in (1e-9, 1.0, np.inf, 1e-30)]])
+
+    def joint(z: Singles) -> Doubles:
+        wide = z.astype(float)
+        spike, cliff = -steepness * np.abs(wide[1] - 0.3).sum(-1), np.where(wide[2, :, 0] > 2, 0.0, -steepness)
+        flat = np.zeros(z.shape[1])
+        return np.stack([model.joint(x, z[:1])[0], spike, cliff, flat, flat])
+
+    with np.errstate(over="ignore"):
+        found = evidence.evaluate(joint, mean, scale, planned(600, d))
+    assert found.reliable[0]
+    assert_array_equal(found.log_evidence[:1], estimated(model, x, draws=600).log_evidence)
+
+
 @pytest.mark.parametrize(("d", "draws"), [(1, 600), (2, 4096), (5, 1000), (8, 700), (12, 2000), (33, 600)])
 def test_a_rows_numbers_are_the_same_bits_in_any_company(d: int, draws: int) -> None:
     """Every field, alone, in pairs at odd offsets, and all together."""
