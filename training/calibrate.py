@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -75,7 +76,8 @@ async def score(folder: Path, rows: Rows, scored: Scored | None) -> tuple[NDArra
     workshop = models.Workshop(open_engine=partial(engine.open_engine, device="cpu"), lanes=lanes)
     parts = []
     try:
-        async with models.open_one(folder, workshop) as model:
+        async with models.open_one(folder, workshop) as opened:
+            model = replace(opened, calibrated=None, reference=None)  # an earlier calibration's bank has had its day
             for start in range(0, len(rows), AT_ONCE):
                 part = rows[start : start + AT_ONCE]
                 errand = operations.Errand()
