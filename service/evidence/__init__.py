@@ -26,6 +26,10 @@ def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Gener
     Yields draws (rows, draws, d) and is sent log p(x, z) at them, (rows, draws).
     """
     mean, scale = (np.ascontiguousarray(values, np.float64) for values in (mean, scale))
+    known = (
+        np.isfinite(mean) & np.isfinite(scale) & (scale > 0)
+    )  # any proposal will do, so the prior where there's no q
+    mean, scale = np.where(known, mean, 0.0), np.where(known, scale, 1.0)
     proposal = yield from adapt(mean, scale, plan)
     draws = proposal.draw(*plan.estimate())
     joint = yield draws

@@ -16,6 +16,8 @@ from service.evidence import tails
 Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+COARSE = 1e9  # nats, from which on doubles of log p(x, z) are too far apart for weights to be told from one another
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -46,6 +48,7 @@ def estimate(log_weights: Doubles, groups: int, confidence: float, controls: Dou
     found, error = log_mean(raw), standard_error(raw)
     if controls is not None:
         found, error = controlled(weights, controls, groups, found, error)
+    k = np.where(np.abs(found) < COARSE, k, np.nan)
     reliable = (k < tails.threshold(weights.shape[1])) & np.isfinite(found) & ~broken
     return Estimate(
         given(found, broken),

@@ -8,6 +8,7 @@ nearest to; exact where the posterior is normal, however far the draws are from 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ def moments(z: Doubles, weights: Doubles) -> Normal:
     kept = effective / (effective + d)  # the fewer draws a latent, the less is believed of its correlations
     covariance = covariance * kept[:, None, None]
     covariance[:, np.arange(d), np.arange(d)] = variance * (1.0 + 1e-9)
-    return Normal(centre, np.linalg.cholesky(covariance))
+    return Normal(centre, root_of(covariance))
 
 
 def modes(z: Doubles, log_weight: Doubles) -> list[tuple[Normal, Doubles]]:
@@ -100,7 +101,7 @@ def by_regression(z: Doubles, log_weight: Doubles, joint: Doubles, near: Normal)
     spread = near.root @ (axes / np.sqrt(curvature)[:, None, :])
     covariance = spread @ spread.transpose(0, 2, 1)
     covariance[:, np.arange(d), np.arange(d)] *= 1.0 + 1e-9
-    return Normal(centre, np.linalg.cholesky(covariance))
+    return Normal(centre, root_of(covariance))
 
 
 def _features(white: Doubles, draws: int) -> tuple[Doubles, bool]:
@@ -129,14 +130,38 @@ def _regress(features: Doubles, values: Doubles, weights: Doubles, effective: Do
     scaled, wanted = features * roots[:, None, :], values * roots
     gram = scaled @ scaled.transpose(0, 2, 1)
     right = scaled @ wanted[:, :, None]
-    trial = np.linalg.solve(gram + 1e-9 * np.eye(p), right)
+    trial = _solved(gram + 1e-9 * np.eye(p), right)
     residual = wanted - (scaled.transpose(0, 2, 1) @ trial)[:, :, 0]
     noise = (residual * residual).sum(-1) / np.maximum(1.0 - p / effective, 1.0 / effective)
     size = (trial[:, 1:, 0] ** 2).mean(-1) + 1e-300
     ridge = np.clip(noise / (effective * size), 1e-9, 1e3)
     diagonal = ridge[:, None, None] * np.eye(p)
     diagonal[:, 0, 0] = 1e-9
-    return np.asarray(np.linalg.solve(gram + diagonal, right)[:, :, 0])
+    return _solved(gram + diagonal, right)[:, :, 0]
+
+
+def root_of(covariance: Doubles) -> Doubles:
+    """The lower triangular root of each row's covariance; of its diagonal alone where rounding left it none."""
+    d = covariance.shape[1]
+    spare = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))[:, :, None] * np.eye(d)
+    return _row_by_row(np.linalg.cholesky, spare, covariance)
+
+
+def _solved(matrix: Doubles, right: Doubles) -> Doubles:
+    """The solution of each row's equations; nothing but zeros where there is none."""
+    found = _row_by_row(np.linalg.solve, np.zeros_like(right), matrix, right)
+    return np.asarray(np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0))
+
+
+def _row_by_row(work: Callable[..., Doubles], spare: Doubles, *stacks: Doubles) -> Doubles:
+    """Work on all rows; where one of them fails, on each: it gets what is to spare, and the others what is theirs."""
+    try:
+        return work(*stacks)
+    except np.linalg.LinAlgError:
+        if len(spare) == 1:
+            return spare
+    rows = (slice(row, row + 1) for row in range(len(spare)))
+    return np.concatenate([_row_by_row(work, spare[row], *(stack[row] for stack in stacks)) for row in rows])
 
 
 def _coefficients(found: Doubles, d: int, whole: bool) -> tuple[Doubles, Doubles]:

@@ -23,10 +23,11 @@ Asking = Generator[Singles, Doubles, Proposal]
 
 FIRST = np.array([0.15, 0.20, 0.20, 0.45])  # of the first stage: q, q at twice and at four times its scale, the prior
 MOST_MODAL = 8  # latents up to which two modes are looked for; with more, the draws are too few to tell two from one
-# Half of the draws are shared out so, whatever the draws so far say: to the moments' normals and their wider selves,
-# the regressions' and their wider selves, q, q at twice its scale, and the prior. Draws that a normal was fitted to
-# can't judge it, and a mode may lie where none of them was.
-MOMENTS, REGRESSION, OTHERS = (0.20, 0.06), (0.40, 0.10), (0.08, 0.08, 0.08)
+# Half of the draws are shared out so, whatever the draws so far say: those that a normal was fitted to can't judge it,
+# and a mode may lie where none of them was. By moments, and wider; by regression, and wider; q, q wide, the prior.
+ONE = np.array([0.20, 0.06, 0.40, 0.10, 0.08, 0.08, 0.08])
+# By moments, and wider; each mode by moments; each mode by regression, and wider; q, q wide, the prior.
+TWO = np.array([0.20, 0.20, 0.04, 0.04, 0.09, 0.07, 0.09, 0.07, 0.06, 0.06, 0.08])
 ROUNDS = 10  # of expectation and maximisation for the shares
 ENOUGH = 30.0  # effective draws for the shares; tempering to more would favour what is too wide
 FLOOR = -1e300  # for log p(x, z) that is no number or too low for one: a weight of nothing
@@ -77,14 +78,14 @@ def adapt(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
 
 
 def fitted(pool: Pool) -> tuple[Normal, ...]:
-    """Normals fitted by moments and by regression, each with a wider self for the tails; for each mode looked for."""
-    d = pool.z.shape[1]
-    if d > MOST_MODAL:
-        found = [(fitting.by_moments(pool.z, pool.log_weight), np.zeros(1))]
-    else:
-        found = fitting.modes(pool.z, pool.log_weight)
-    quadratics = [fitting.by_regression(pool.z, pool.log_weight + hold, pool.joint, near) for near, hold in found]
-    return (*(near.at_scales(1.0, 1.6) for near, _ in found), *(one.at_scales(1.05, 1.6) for one in quadratics))
+    """Normals fitted to all draws and to each of two modes, by moments and by regression."""
+    z, log_weight = pool.z, pool.log_weight
+    whole = fitting.by_moments(z, log_weight)
+    modes = fitting.modes(z, log_weight) if z.shape[1] <= MOST_MODAL else []
+    near = modes or [(whole, np.zeros(1))]
+    quadratics = [fitting.by_regression(z, log_weight + hold, pool.joint, one) for one, hold in near]
+    both = (one.at_scales(1.05, 1.6) for one in quadratics)
+    return (whole.at_scales(1.0, 1.6), *(one for one, _ in modes), *both)
 
 
 def shared(normals: tuple[Normal, ...], pool: Pool) -> tuple[Proposal, Doubles]:
@@ -94,7 +95,7 @@ def shared(normals: tuple[Normal, ...], pool: Pool) -> tuple[Proposal, Doubles]:
     """
     each = log_densities(normals, pool.z)  # (rows, parts, draws)
     weights, _ = fitting.tempered(pool.log_weight, ENOUGH)
-    half = halves(len(normals) - 2)
+    half = ONE if each.shape[1] == len(ONE) else TWO
     shares = np.tile(half, (len(each), 1))
     relative = np.exp(each - each.max(1, keepdims=True))
     for _ in range(ROUNDS):
@@ -103,13 +104,6 @@ def shared(normals: tuple[Normal, ...], pool: Pool) -> tuple[Proposal, Doubles]:
         shares = 0.5 * half + 0.5 * shares * held[:, :, 0]
     shares /= shares.sum(-1, keepdims=True)
     return Proposal(normals, shares), log_sum(each + np.log(shares)[:, :, None])
-
-
-def halves(fitted: int) -> Doubles:
-    """What half of the draws is shared out to, for so many fitted normals, half of them by regression."""
-    count = fitted // 2
-    shares = [share / count for kind in (MOMENTS, REGRESSION) for _ in range(count) for share in kind]
-    return np.array([*shares, *OTHERS])
 
 
 def finite(joint: Doubles) -> Doubles:

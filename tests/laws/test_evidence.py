@@ -205,8 +205,8 @@ def folded(d: int, width: float) -> tuple[Callable[[Singles], Doubles], float]:
 
     def joint(z: Singles) -> Doubles:
         first = stats.norm.logpdf(x[0], z[..., 0].astype(float) ** 2, width)
-        rest = stats.norm.logpdf(x[1:], z[..., 1:].astype(float), 0.5).sum(-1)
-        return np.asarray(first + rest + stats.norm.logpdf(z.astype(float)).sum(-1))
+        rest = np.sum(stats.norm.logpdf(x[1:], z[..., 1:].astype(float), 0.5), -1)
+        return np.asarray(first + rest + np.sum(stats.norm.logpdf(z.astype(float)), -1))
 
     grid = np.linspace(-8, 8, 100_001)
     integral = stats.norm.pdf(x[0], grid**2, width) * stats.norm.pdf(grid)
@@ -243,17 +243,38 @@ def test_a_row_without_numbers_costs_the_others_nothing() -> None:
     model = made(3)
     x = model.sample(5, 6)
     bad = np.array([0.0, np.nan, np.inf, -np.inf, -1e300])
+    mean = np.concatenate([model.mean(row[None]) for row in x])
 
     def joint(z: Singles) -> Doubles:
-        return model.joint(x, z) + bad[:, None]
+        each = [model.joint(row[None], at[None])[0] + worse for row, at, worse in zip(x, z, bad, strict=True)]
+        return np.stack(each)
 
-    scale = np.broadcast_to(model.scale, (5, 3))
-    with np.errstate(all="raise", under="ignore"):
-        found = evidence.evaluate(joint, model.mean(x), scale, planned(600, 3))
-    assert found.reliable.tolist()[:4] == [True, False, False, False]
+    found = evidence.evaluate(joint, mean, np.broadcast_to(model.scale, (5, 3)), planned(600, 3))
+    assert found.reliable.tolist() == [True, False, False, False, False]
     assert np.isfinite(found.log_evidence).tolist() == [True, False, False, False, True]
     alone = estimated(model, x[:1], draws=600)
     assert_array_equal(found.log_evidence[:1], alone.log_evidence)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 12])
+@pytest.mark.parametrize("steepness", [0.0, 1e3, 1e9, 1e15])
+def test_no_shape_of_the_joint_fails_a_request(d: int, steepness: float) -> None:
+    """Flat, a spike, a cliff, and a q that is no number: every row is answered, and the good one has its bits."""
+    model = made(d)
+    x = model.sample(1, 6)
+    mean = np.concatenate([model.mean(x), *[np.full((1, d), value) for value in (0.3, 0.0, np.nan, 1e30)]])
+    scale = np.concatenate([model.scale[None], *[np.full((1, d), value) for value in (1e-9, 1.0, np.inf, 1e-30)]])
+
+    def joint(z: Singles) -> Doubles:
+        wide = z.astype(float)
+        spike, cliff = -steepness * np.abs(wide[1] - 0.3).sum(-1), np.where(wide[2, :, 0] > 2, 0.0, -steepness)
+        flat = np.zeros(z.shape[1])
+        return np.stack([model.joint(x, z[:1])[0], spike, cliff, flat, flat])
+
+    with np.errstate(over="ignore"):
+        found = evidence.evaluate(joint, mean, scale, planned(600, d))
+    assert found.reliable[0]
+    assert_array_equal(found.log_evidence[:1], estimated(model, x, draws=600).log_evidence)
 
 
 @pytest.mark.parametrize(("d", "draws"), [(1, 600), (2, 4096), (5, 1000), (8, 700), (12, 2000), (33, 600)])

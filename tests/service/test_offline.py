@@ -1,4 +1,4 @@
-"""python -m service score: the same operations without a server, so the same numbers."""
+"""python -m service score and evidence: the same operations without a server, so the same numbers."""
 
 from __future__ import annotations
 
@@ -151,3 +151,22 @@ def test_many_rows_need_no_limits(tmp_path: Path) -> None:
     found = _scored(tmp_path, "tiny", rows)
     again = _scored(tmp_path, "tiny", rows[4990:])
     assert_array_equal(found["elbo"][4990:], again["elbo"])
+
+
+@pytest.mark.anyio
+async def test_evidence_is_that_of_http_too(house: House, tmp_path: Path) -> None:
+    """The same fields, to the last bit, and a summary for a person."""
+    rows = digits(3)
+    np.save(tmp_path / "rows.npy", rows)
+    options = ("--draws", "600", "--seed", "4", "--confidence", "0.9")
+    ended = program(
+        "evidence", "tiny", str(tmp_path / "rows.npy"), "-o", str(tmp_path / "out.npz"), *options, device="cpu"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "3 rows measured by tiny/1" in ended.stdout
+    query = "draws=600&seed=4&confidence=0.9"
+    over = answered(await house.send(f"tiny/evidence?{query}", npy(rows), content_type=NPY, accept=NPZ))
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as archive:
+        assert set(archive.files) == set(over)
+        for name in archive.files:
+            assert_array_equal(archive[name], over[name])

@@ -31,6 +31,7 @@ def test_the_defaults_are_the_contracts(here: Path) -> None:
     assert (found.models, found.required) == (Path("exported_models"), ())
     assert (found.max_body_bytes, found.max_json_depth) == (64 * 2**20, 64)
     assert (found.max_rows, found.max_draws, found.max_row_draws) == (4096, 4096, 1_048_576)
+    assert found.max_evidence_draws == 16_384
 
 
 # Where the default and one more won't do.
