@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service import noise
 from service.artifact import Arrays
@@ -42,6 +42,17 @@ def chunks(count: int, width: int) -> Iterator[slice]:
     """Slices of `count` things of `width` numbers each, none holding more than PIECE numbers if it can be helped."""
     step = max(1, PIECE // max(1, width))
     return (slice(start, min(count, start + step)) for start in range(0, count, step))
+
+
+async def together(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, T]) -> tuple[T, T]:
+    """Do two things at once. When either fails the other is cancelled, so that it is never computed."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            beside = group.create_task(other)
+            found = await one
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return found, beside.result()
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:

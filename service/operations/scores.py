@@ -12,16 +12,23 @@ from numpy.typing import NDArray
 
 from service import anomaly, calibration, noise, scoring
 from service.artifact import Array
+from service.errors import EngineFailed
 from service.models import Model
+<<<<<<< HEAD
 from service.operations.errand import Errand, chunks, off_loop
 from service.operations.left_out import left_out
 from service.operations.rows import admitted, observed
+=======
+from service.operations.errand import Errand, chunks, off_loop, together
+from service.operations.rows import admitted
+>>>>>>> scores
 
 Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 INCOMPLETE = "rows with missing values have no p-value: the calibration rows are complete, so they are not comparable"
 
+NORMED = "density_of_states"  # the score that the posterior's norms are for
 UNCALIBRATED = "the artifact is not calibrated: python -m training calibrate"
 
 
@@ -118,7 +125,7 @@ async def score(
     rule = Rule(alpha, fdr, correction, confidence)
     bank = await model.bank(model.seed if seed is None else seed, draws or model.draws)
     fitted = model.references.fitted if model.references else {}
-    bound, statistics = await measure(model, x, bank, norms="density_of_states" in fitted, errand=errand)
+    bound, statistics = await _measured(model, x, bank, errand)
     values = anomaly.values(statistics, fitted)
     seen = await observed(x, model.manifest)
     facts = _facts(model, bank)
@@ -136,13 +143,27 @@ async def score(
     return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation, *alone)
 
 
+async def _measured(
+    model: Model, x: Array, bank: noise.Bank, errand: Errand
+) -> tuple[scoring.Bound, anomaly.Statistics]:
+    """With the norms where a score needs them. If the encoder fails, only that score is lost, unless it decides."""
+    references = model.references
+    norms = references is not None and NORMED in references.fitted
+    try:
+        return await measure(model, x, bank, norms=norms, errand=errand)
+    except EngineFailed:
+        if not norms or (references and references.chosen == NORMED):
+            raise
+        return await measure(model, x, bank, norms=False, errand=errand)
+
+
 async def measure(
     model: Model, x: Array, bank: noise.Bank, *, norms: bool, errand: Errand
 ) -> tuple[scoring.Bound, anomaly.Statistics]:
     """The bound of admitted rows and what their scores are made of; the posterior's norms come from the encoder."""
     if norms:
         asked = errand.ask(model, "elbo", {"x": x}, bank), errand.ask(model, "encoder", {"x": x})
-        outputs, posterior = await asyncio.gather(*asked)
+        outputs, posterior = await together(*asked)
     else:
         outputs, posterior = await errand.ask(model, "elbo", {"x": x}, bank), None
 

@@ -18,6 +18,7 @@ from service.engine import Lanes, open_engine
 from service.errors import ArtifactRefused, NotReady, Unknown
 from service.models import Model, Models, Workshop
 from service.operations import Errand
+from service.operations.errand import together
 
 ROOT = Path(__file__).parents[2] / "exported_models"
 
@@ -187,6 +188,7 @@ def test_a_score_that_is_not_known_as_it_is_stored_is_refused(
 
 
 @pytest.mark.anyio
+<<<<<<< HEAD
 @pytest.mark.parametrize("estimator", ["frames_4", "sobol_scrambles_4"])
 async def test_a_stored_bank_is_used_however_it_was_made(tmp_path: Path, estimator: str) -> None:
     """Calibrations from before frames go on being served: with their own noise, whatever their seed makes now."""
@@ -203,3 +205,24 @@ async def test_a_stored_bank_is_used_however_it_was_made(tmp_path: Path, estimat
     assert np.array_equal(bank.noise, noise)
     assert bank.groups == (4, 4, 4, 4)
     assert model.references is not None
+=======
+@pytest.mark.parametrize("first", [True, False])
+async def test_of_two_things_done_together_the_other_is_cancelled_when_one_fails(first: bool) -> None:
+    """And the error is the one that was raised, not a group of it."""
+    cancelled = asyncio.Event()
+
+    async def fails() -> int:
+        await asyncio.sleep(0)
+        raise ArtifactRefused("no")
+
+    async def waits() -> int:
+        try:
+            return await asyncio.Future()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with pytest.raises(ArtifactRefused, match="no"):
+        await (together(fails(), waits()) if first else together(waits(), fails()))
+    assert cancelled.is_set()
+>>>>>>> scores
