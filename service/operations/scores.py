@@ -14,14 +14,9 @@ from service import anomaly, calibration, noise, scoring
 from service.artifact import Array
 from service.errors import EngineFailed
 from service.models import Model
-<<<<<<< HEAD
-from service.operations.errand import Errand, chunks, off_loop
+from service.operations.errand import Errand, chunks, off_loop, together
 from service.operations.left_out import left_out
 from service.operations.rows import admitted, observed
-=======
-from service.operations.errand import Errand, chunks, off_loop, together
-from service.operations.rows import admitted
->>>>>>> scores
 
 Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]

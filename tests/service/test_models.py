@@ -188,7 +188,6 @@ def test_a_score_that_is_not_known_as_it_is_stored_is_refused(
 
 
 @pytest.mark.anyio
-<<<<<<< HEAD
 @pytest.mark.parametrize("estimator", ["frames_4", "sobol_scrambles_4"])
 async def test_a_stored_bank_is_used_however_it_was_made(tmp_path: Path, estimator: str) -> None:
     """Calibrations from before frames go on being served: with their own noise, whatever their seed makes now."""
@@ -205,7 +204,9 @@ async def test_a_stored_bank_is_used_however_it_was_made(tmp_path: Path, estimat
     assert np.array_equal(bank.noise, noise)
     assert bank.groups == (4, 4, 4, 4)
     assert model.references is not None
-=======
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("first", [True, False])
 async def test_of_two_things_done_together_the_other_is_cancelled_when_one_fails(first: bool) -> None:
     """And the error is the one that was raised, not a group of it."""
@@ -225,4 +226,3 @@ async def test_of_two_things_done_together_the_other_is_cancelled_when_one_fails
     with pytest.raises(ArtifactRefused, match="no"):
         await (together(fails(), waits()) if first else together(waits(), fails()))
     assert cancelled.is_set()
->>>>>>> scores
