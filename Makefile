@@ -10,7 +10,7 @@ SERVICE  := $(if $(GPU),.venv-gpu,.venv)
 DEV      := .venv-dev
 PIP      := -m pip --quiet --disable-pip-version-check
 
-.PHONY: help serve test check format fit export calibrate story container-test requirements clean
+.PHONY: help serve test check format fit export calibrate story bench-anomaly container-test requirements clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  |/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -42,6 +42,11 @@ calibrate: $(DEV)/ready  ## give ARTIFACT (the last one exported from RUN) its p
 
 story: $(DEV)/ready  ## all of it on real digits, in a minute: fit, export, calibrate, serve, score
 	@$(DEV)/bin/python scripts/story.py $(CONFIG)
+
+bench-anomaly: $(DEV)/ready  ## what detects anomalies in TABLES, a folder of .npz with X and y; adds PyOD to .venv-dev
+	@test -n "$(TABLES)" || { echo "usage: make bench-anomaly TABLES=folder"; exit 2; }
+	@$(DEV)/bin/python $(PIP) install --no-compile -c requirements/trainer.txt -e '.[bench]'
+	@$(DEV)/bin/python -m benchmarks.anomaly $(TABLES)
 
 container-test:  ## build the cpu image, run it locked down, and hold it to its promises
 	@$(PYTHON) scripts/container_test.py

@@ -39,8 +39,8 @@ Detector = Callable[[Doubles, Doubles, int], Doubles]  # rows to fit, rows to ra
 
 SEEDS = (0, 1, 2)
 NEIGHBOURS = 5
-MOST_FITTED = 10_000  # rows that anyone is fitted to, and
-MOST_RANKED = 20_000  # rows that anyone ranks: more are drawn from, so that a large table takes minutes
+MOST = 10_000  # rows that anyone is fitted to, and of each kind that anyone ranks: a large table takes minutes
+FEWEST = 16  # normal rows
 MISSING = "PyOD is not installed: pip install -e '.[cpu,train,bench]', or pip install 'pyod>=3.6' tqdm"
 
 
@@ -138,22 +138,21 @@ def read(path: Path) -> tuple[Doubles, Labels]:
             rows, labels = np.asarray(archive["X"], np.float64), np.asarray(archive["y"]).ravel()
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise Unusable(f"{path}: not an npz of numbers named X and y: {error}") from error
-    rows = rows.reshape(len(rows), -1)
     strange = labels != 0
-    if len(labels) != len(rows) or strange.all() or not strange.any() or not np.isfinite(rows).all():
+    if rows.shape[:1] != labels.shape or not rows.size or not strange.any() or not np.isfinite(rows).all():
         raise Unusable(f"{path}: X must be finite rows, and y as many labels, 0 for normal rows and 1 for anomalies")
-    return rows, strange
+    if (~strange).sum() < FEWEST:
+        raise Unusable(f"{path}: holds {(~strange).sum()} normal rows, and at least {FEWEST} are needed")
+    return rows.reshape(len(rows), -1), strange
 
 
 def split(rows: Doubles, strange: Labels, seed: int) -> Split:
     """A random half of the normal rows to fit; the others and the anomalies to rank."""
     generator = np.random.default_rng(seed)
-    normal = generator.permutation(np.flatnonzero(~strange))
+    normal, others = (generator.permutation(np.flatnonzero(which)) for which in (~strange, strange))
     half = len(normal) // 2
-    ranked = np.concatenate((normal[half:], np.flatnonzero(strange)))
-    if len(ranked) > MOST_RANKED:  # as many of each kind as there were, within one
-        ranked = generator.permutation(ranked)[:MOST_RANKED]
-    return Split(rows[normal[:half][:MOST_FITTED]], rows[ranked], strange[ranked])
+    ranked = np.concatenate((normal[half:][:MOST], others[:MOST]))
+    return Split(rows[normal[:half][:MOST]], rows[ranked], strange[ranked])
 
 
 def answer(question: Question) -> list[float]:
