@@ -63,6 +63,12 @@ def mean_error(values: Doubles) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
+def gap_error(trial: Trial) -> tuple[float, float]:
+    """The mean gap and its standard error; rows share a bank of noise, whose error no number of rows averages out."""
+    mean, error = mean_error(trial.gap)
+    return mean, float(np.hypot(error, np.nanmean(trial.elbo_error)))
+
+
 def uniformity(ranks: Doubles) -> Doubles:
     """The p-value of each column's ranks being uniform, corrected for how many columns there are; (d,)."""
     from scipy.stats import kstest
@@ -114,7 +120,7 @@ def _company(trial: Trial) -> Finding:
 
 
 def _bounded(trial: Trial) -> Finding:
-    mean, error = mean_error(trial.gap)
+    mean, error = gap_error(trial)
     if mean < -ERRORS * error:
         detail = f"on average by {-mean:.3g} ± {error:.2g} nats, which can't be"
         return Finding(
@@ -146,7 +152,7 @@ def _posterior(trial: Trial) -> Finding:
 
 
 def _gap(trial: Trial) -> Finding:
-    mean, error = mean_error(trial.gap)
+    mean, error = gap_error(trial)
     detail = (
         f"q(z|x) is {mean:.3g} ± {error:.2g} nats from the posterior on average, {np.max(trial.gap):.3g} at the most"
     )
@@ -193,8 +199,8 @@ def _likeness(manifest: Manifest, trial: Trial) -> Finding:
     if trial.reference is None:
         remedy = f"python -m training calibrate …/{name}"
         return Finding("advice", "not calibrated", "there are no scores of held-out rows to compare with", remedy)
-    p = float(ks_2samp(trial.elbo, trial.reference).pvalue)
-    own, held_out = np.median(trial.elbo), np.median(trial.reference)
+    p = float(ks_2samp(trial.own, trial.reference).pvalue)
+    own, held_out = np.median(trial.own), np.median(trial.reference)
     detail = f"median ELBO {own:.4g} of its own rows, {held_out:.4g} of held-out ones; p = {p:.1g}"
     if p < RARE:
         how = "higher" if own > held_out else "lower"
