@@ -43,7 +43,6 @@ class Trial:
     elbo, elbo_error, lower, upper, reliable: (n,). latent_kl, encoder_ranks, posterior_ranks: (n, d), ranks in [0, 1].
     own, reference: the rows' scores as calibrated, (n,), and those of held-out rows, or None. disagreement: by how much
     the graphs differ where they may not, over what they may. alone: rows whose score changes with their company.
-    cpu: whether bits are promised.
     """
 
     elbo: Doubles

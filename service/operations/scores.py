@@ -226,7 +226,7 @@ def _decide(p: Doubles | None, facts: Calibrated, rule: Rule) -> tuple[list[bool
         warning = f"no row can have p ≤ {rule.alpha:g}: the least is {smallest:.3g}" if smallest > rule.alpha else None
     else:
         flags = calibration.discoveries(p, rule.fdr)
-        warning = _too_few(len(p), smallest, rule)
+        warning = _too_few(int((~np.isnan(p)).sum()), smallest, rule)
     return flags, replace(facts, warning=warning)
 
 

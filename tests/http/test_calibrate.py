@@ -344,4 +344,4 @@ async def test_calibrating_under_load_loses_no_request(settings: Settings) -> No
             assert found["p_value"] == seen.setdefault(found["calibration"]["n"], found["p_value"])
             assert found["calibration"]["smallest_p"] == pytest.approx(1 / (found["calibration"]["n"] + 1))
         assert set(seen) <= {400, 60, 90}
-    assert len(kept(settings)) == 2  # of the other nothing is left
+        await until(lambda: len(kept(settings)) == 2)  # of the other nothing is left, once its folder is settled
