@@ -141,7 +141,7 @@ def discoveries(p: Doubles, q: float) -> list[bool | None]:
     steps = q * np.arange(1, len(tests) + 1) / max(1, len(tests)) * (1 + 1e-12)  # p that are equal to a step pass it
     passed = np.flatnonzero(tests <= steps)
     most = tests[passed[-1]] if len(passed) else -1.0
-    return [None if math.isnan(value) else value <= most for value in p.tolist()]
+    return [None if math.isnan(value) else bool(value <= most) for value in p.tolist()]
 
 
 def fewest_discoveries(rows: int, smallest_p: float, q: float) -> int:

@@ -93,7 +93,7 @@ def fresh_seed() -> int:
     return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] % SEEDS)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=10)  # those of two plans; one of 16,384 draws in 128 latents holds 10 MB
 def sheet(
     seed: int, purpose: tuple[int, ...], groups: int, size: int, latent_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -46,8 +46,8 @@ def grafted(rows: Array, generator: np.random.Generator) -> Array:
 def extreme(rows: Array, generator: np.random.Generator) -> Array:
     """A tenth of the features, and at least one a row on average, at the lowest or the highest that any row has."""
     share = max(0.1, 1.0 / rows[0].size)
-    ends = np.where(generator.random(rows.shape) < 0.5, rows.min(0), rows.max(0))
-    return np.where(generator.random(rows.shape) < share, ends, rows)
+    ends = np.where(generator.random(rows.shape) < 0.5, np.nanmin(rows, axis=0), np.nanmax(rows, axis=0))
+    return np.where((generator.random(rows.shape) < share) & ~np.isnan(rows), ends, rows)
 
 
 # ---------------------------------------------------------------- pictures
@@ -55,7 +55,7 @@ def extreme(rows: Array, generator: np.random.Generator) -> Array:
 
 def constant(rows: Array, generator: np.random.Generator) -> Array:
     """One level everywhere, of those that occur: blank, black, or between."""
-    levels = generator.choice(np.unique(rows), len(rows))
+    levels = generator.choice(_levels(rows), len(rows))
     return np.broadcast_to(levels.reshape(-1, *(1,) * (rows.ndim - 1)), rows.shape)
 
 
@@ -80,7 +80,7 @@ def flipped(rows: Array, _: np.random.Generator) -> Array:
 
 def erased(rows: Array, _: np.random.Generator) -> Array:
     """The lower half is the level that occurs most."""
-    levels, counts = np.unique(rows, return_counts=True)
+    levels, counts = np.unique(rows[~np.isnan(rows)], return_counts=True)
     spoilt = rows.copy()
     spoilt[:, rows.shape[1] // 2 :] = levels[counts.argmax()]
     return spoilt
@@ -102,6 +102,11 @@ def _others(count: int, generator: np.random.Generator) -> Array:
     places = np.empty(count, np.int64)
     places[order] = np.roll(order, 1)
     return places
+
+
+def _levels(rows: Array) -> Array:
+    """The values that occur, NaN aside: it is none."""
+    return np.unique(rows[~np.isnan(rows)])
 
 
 def _between(support: Support, levels: Array) -> Array:

@@ -28,8 +28,7 @@ Doubles = NDArray[np.float64]
 
 FEWEST = 8  # rows to fit
 BLOCK = 256  # rows scored at once: always as many, so that a row's bits don't depend on its company
-CHECKED = 400  # held-out rows that a member is stopped by, at most
-WEIGHED = 4000  # rows that members are weighed by, at most
+CHECKED = 400  # held-out rows that a member is stopped and weighed by, at most
 LARGEST_GRADIENT = 10.0  # a member's norm, on average; a rare row far out would undo hundreds of steps
 NARROWEST = 1e-12  # deviation of a column, against its largest value, below which it is constant
 
@@ -48,7 +47,7 @@ class Recipe:
     weight_decay: float = 1e-2
     every: int = 50  # steps between looks at the held-out bound
     patience: int = 6  # looks without a better bound of any member, after which the rest is spared
-    held_out: float = 0.1  # of the rows; other ones for each member
+    held_out: float = 0.2  # of the rows; other ones for each member
     draws: int = 16  # of the bank that rows are scored with
 
 
@@ -67,6 +66,7 @@ class ColumnNormal(Normal):
     def __init__(self, columns: int, smallest_scale: float) -> None:
         """columns: how many, each of mean 0 and standard deviation 1, or constant at 0."""
         super().__init__(np.stack((-np.ones(columns), np.ones(columns))), smallest_scale)
+        self.heads = type(self).heads
 
     def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x, cut at ±50: q stays finite for absurd rows, and any q gives a bound."""
@@ -143,8 +143,8 @@ class Stack:
 class Member:
     """What is known of a member, in nats a row.
 
-    held_out: the mean ELBO of the rows that it was stopped by. spread: the standard deviation of its ELBO over all
-    normal rows, fitted ones too, since the rare ones that surprise it may be in either part.
+    held_out: the mean ELBO of the rows that it was stopped by. spread: the standard deviation of its ELBO over the
+    same rows. Over fitted rows members hardly differ; rows that surprise a member are rows that it wasn't fitted to.
     """
 
     held_out: float
@@ -250,7 +250,7 @@ def _fit(stack: Stack, u: Tensor, recipe: Recipe, generator: torch.Generator) ->
         if step - last >= recipe.patience * recipe.every:
             break
     stack.weights = {name: value.double() for name, value in best.items()}
-    return _known(stack, highest, u[:WEIGHED], recipe)
+    return _known(stack, highest, checked.double(), recipe)
 
 
 def _step(stack: Stack, u: Tensor, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
@@ -264,8 +264,8 @@ def _step(stack: Stack, u: Tensor, optimiser: torch.optim.Optimizer, generator: 
 
 
 def _known(stack: Stack, held_out: Tensor, u: Tensor, recipe: Recipe) -> list[Member]:
-    """What is known of each member; one that can't tell rows apart at all is given a spread of 1."""
-    spreads = stack.scored(u.expand(stack.count, *u.shape), _bank(stack, recipe.draws)).std(1)
+    """What is known of each member by rows that it held out, u (members, rows, D); a spread of 0 is taken for 1."""
+    spreads = stack.scored(u, _bank(stack, recipe.draws)).std(1)
     return [
         Member(mean, float(spread) if spread > 0 else 1.0)
         for mean, spread in zip(held_out.tolist(), spreads, strict=True)

@@ -5,6 +5,7 @@ Knows nothing of how the draws' proposal was found; only that it was found befor
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -36,29 +37,41 @@ class Estimate:
     reliable: Flags
 
 
-def estimate(log_weights: Doubles, groups: int, confidence: float, controls: Doubles | None = None) -> Estimate:
+def estimate(
+    log_weights: Doubles, groups: int | tuple[int, ...], confidence: float, controls: Doubles | None = None
+) -> Estimate:
     """The estimate from log p(x, z) − log g(z) at draws from g, (rows, draws), group after independent group.
+
+    groups: how many of one size, or the size of each. The estimate is the mean of their means, so it is unbiased.
 
     controls (rows, c, draws) are numbers whose mean under g is known to be zero.
     """
     broken = np.asarray(~(log_weights < np.inf).all(-1))  # a draw without a number: nothing is certain of such a row
     weights = np.where(np.isnan(log_weights), -np.inf, log_weights)
-    raw = log_mean(np.ascontiguousarray(weights.reshape(len(weights), groups, -1)))  # (rows, groups)
+    raw = group_means(weights, groups)  # (rows, groups)
     smoothed, k = tails.smooth(weights)
     found, error = log_mean(raw), standard_error(raw)
-    if controls is not None:
+    if controls is not None and isinstance(groups, int):
         found, error = controlled(weights, controls, groups, found, error)
     k = np.where(np.abs(found) < COARSE, k, np.nan)
     reliable = (k < tails.threshold(weights.shape[1])) & np.isfinite(found) & ~broken
     return Estimate(
         given(found, broken),
         np.where(reliable, error, np.nan),
-        groups,
+        raw.shape[1],
         given(certified(raw, confidence), broken),
         given(k, broken),
         given(tails.effective(smoothed), broken),
         reliable,
     )
+
+
+def group_means(log_weights: Doubles, groups: int | tuple[int, ...]) -> Doubles:
+    """log mean exp of each group of draws, (rows, draws) → (rows, groups)."""
+    if isinstance(groups, int):
+        return log_mean(np.ascontiguousarray(log_weights.reshape(len(log_weights), groups, -1)))
+    spans = itertools.pairwise(np.cumsum((0, *groups)))
+    return np.stack([log_mean(np.ascontiguousarray(log_weights[:, a:b])) for a, b in spans], axis=-1)
 
 
 def controlled(

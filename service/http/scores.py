@@ -85,7 +85,8 @@ class Scored(Answered):
     feature_names: list[str] | None = Field(None, description="the columns, where the manifest names them")
     feature_conditional: list[Any] | None = Field(None, description="[n, *event]; log p(x_j|x_−j)")
     feature_conditional_k: list[Any] | None = Field(
-        None, description="[n, *event]; above 0.7 rely on none of it; null where draws are too few to tell"
+        None,
+        description="[n, *event]; rely on those below min(0.7, 1 − 1/log10 draws) alone; null where it can't be told",
     )
 
 

@@ -103,7 +103,7 @@ async def _plain(model: Model, x: Array, draws: int, seed: int, confidence: floa
     bank = await model.bank(seed, draws)
     outputs = await errand.ask(model, "elbo", {"x": x}, bank)
     bound = scoring.bound(outputs["log_likelihood"], outputs["kl"], bank)
-    groups = len(bank.groups) if len(bank.groups) < draws and len(set(bank.groups)) == 1 else 1
+    groups = bank.groups if len(bank.groups) < draws else 1
     weights = np.asarray(outputs["log_weight"], np.float64)
     found = await off_loop(weights.size, lambda: evidence.estimate(weights, groups, confidence))
     return Evidence(found, bound, seed, draws, confidence, independent=False)
