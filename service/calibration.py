@@ -121,12 +121,11 @@ def correct(p: Doubles, n: int, confidence: float) -> Doubles:
 def _simes(n: int, delta: float) -> Doubles:
     """b_1 ≤ … ≤ b_n, which the order statistics of n uniforms all exceed with probability ≥ 1 − delta; k = n/2."""
     k = max(1, n // 2)
-    steps = np.arange(n, 0, -1, dtype=np.float64)  # i of b_{n+1−i}
-    logs = np.zeros(n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for lower in range(k):
-            logs += np.log(np.maximum(steps - lower, 0.0)) - math.log(n - lower)
-        return np.asarray(-np.expm1((math.log(delta) + logs) / k), np.float64)
+    steps = np.arange(n, 0, -1)  # i of b_{n+1−i}
+    factorials = np.append(0.0, np.cumsum(np.log(np.arange(1.0, n + 1))))  # log 0!, log 1!, …, log n!
+    falling = factorials[steps] - factorials[np.maximum(steps - k, 0)]  # log i(i−1)…(i−k+1)
+    logs = np.where(steps >= k, falling - (factorials[n] - factorials[n - k]), -np.inf)
+    return np.asarray(-np.expm1((math.log(delta) + logs) / k), np.float64)
 
 
 def discoveries(p: Doubles, q: float) -> list[bool | None]:

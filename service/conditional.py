@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.evidence import tails
+from service.evidence.estimate import COARSE
 
 Doubles = NDArray[np.float64]
 
@@ -35,6 +36,8 @@ class Weights:
 def weigh(log_weight: Doubles) -> Weights:
     """Smoothed and normalised weights from log p(x, z) − log q(z|x); (rows, draws).
 
+    pareto_k is NaN, too, where log weights are so large that doubles can't tell one from another.
+
     >>> weigh(np.log([[3.0, 1.0]])).each.tolist()
     [[0.75, 0.25]]
     """
@@ -45,7 +48,7 @@ def weigh(log_weight: Doubles) -> Weights:
     with np.errstate(invalid="ignore"):
         shares = np.exp(placed - placed.max(-1, keepdims=True))
         each = shares / shares.sum(-1, keepdims=True)
-    return Weights(each, np.asarray(1.0 / (each * each).sum(-1)), k)
+    return Weights(each, np.asarray(1.0 / (each * each).sum(-1)), np.where(_fine(log_weight), k, np.nan))
 
 
 def reliable(pareto_k: Doubles, draws: int) -> NDArray[np.bool_]:
@@ -93,7 +96,13 @@ def _left_out(log_weight: Doubles, term: Doubles) -> tuple[Doubles, Doubles]:
         order = np.argsort(without, axis=-1, kind="stable")
         smoothed, k = _smoothed(np.take_along_axis(without, order, axis=-1))
         values = _logsumexp(smoothed + np.take_along_axis(term, order, axis=-1)) - _logsumexp(smoothed)
-    return np.where(np.isfinite(values), values, np.nan), k
+    fine = _fine(log_weight)
+    return np.where(fine & np.isfinite(values), values, np.nan), np.where(fine, k, np.nan)
+
+
+def _fine(log_weight: Doubles) -> NDArray[np.bool_]:
+    """Whether a line's log weights, (lines, draws), are near enough to 0 for doubles to tell them apart; (lines,)."""
+    return np.asarray(np.abs(log_weight.max(-1)) < COARSE, np.bool_)
 
 
 def _smoothed(ascending: Doubles) -> tuple[Doubles, Doubles]:

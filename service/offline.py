@@ -92,7 +92,12 @@ def _scored(answer: dict[str, Any]) -> str:
     if flags is None:
         lines.append(f"  p_value  none: {answer['calibration']['reason']}")
     else:
-        lines.append(f"  anomaly  {sum(map(bool, flags))} of {len(flags)} rows, by {answer['calibration']['score']}")
+        told = [flag for flag in flags if flag is not None]
+        lines.append(f"  anomaly  {sum(told)} of {len(told)} rows, by {answer['calibration']['score']}")
+        if untold := len(flags) - len(told):
+            lines.append(
+                f"  p_value  none for {untold} rows: {answer['calibration']['reason'] or 'they have no score'}"
+            )
     if answer["calibration"]["warning"]:
         lines.append(f"  warning  {answer['calibration']['warning']}")
     return "\n".join(lines)

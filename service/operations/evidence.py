@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service import evidence, scoring
 from service.artifact import Array
+from service.errors import Late
 from service.evidence import Estimate
 from service.models import Model
 from service.operations.errand import Errand, off_loop
@@ -71,12 +72,23 @@ async def evidence_of(
     posterior = await errand.ask(model, "encoder", {"x": x})
     parts = []
     step = max(1, AT_ONCE // (plan.last * plan.latent_size))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     for start in range(0, len(x), step):
+        _refuse_late(start, len(x), loop.time(), began, errand)
         rows = slice(start, start + step)
         scale = np.exp(np.asarray(posterior["log_scale"][rows], np.float64))
         work = evidence.steps(posterior["mean"][rows], scale, plan, confidence)
         parts.append(await _work(model, x[rows], work, errand))
     return Evidence(_together(parts), bound, seed, draws, confidence, independent=True)
+
+
+def _refuse_late(done: int, rows: int, now: float, began: float, errand: Errand) -> None:
+    """Late, as soon as the rows that are done tell that the others won't be in time."""
+    need = (now - began) * (rows - done) / done if done else 0.0
+    if now + need > errand.deadline:
+        said = f"{done} of {rows} rows took {now - began:.3g} s, and the others would take about {need:.3g} s"
+        raise Late(f"the deadline can't be met: {said}; send fewer rows or draws, or set X-Timeout-Ms", max(1.0, need))
 
 
 async def _work(model: Model, x: Array, work: Generator[Array, Array, Estimate], errand: Errand) -> Estimate:
@@ -106,6 +118,9 @@ async def _plain(model: Model, x: Array, draws: int, seed: int, confidence: floa
     groups = bank.groups if len(bank.groups) < draws else 1
     weights = np.asarray(outputs["log_weight"], np.float64)
     found = await off_loop(weights.size, lambda: evidence.estimate(weights, groups, confidence))
+    # Four frames of few draws from q are too alike to tell all of their error; the weights' own spread tells more.
+    own = np.sqrt(np.maximum(1.0 / found.effective_draws - 1.0 / draws, 0.0))
+    found = replace(found, error=np.hypot(found.error, own))
     return Evidence(found, bound, seed, draws, confidence, independent=False)
 
 

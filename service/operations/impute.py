@@ -17,7 +17,7 @@ from service.operations.rows import admitted
 
 Doubles = NDArray[np.float64]
 
-POOL, PER_DRAW = 256, 4  # draws from q that are weighed: at least so many, and so many for each that is asked for
+POOL, PER_DRAW = 1024, 4  # draws from q that are weighed: at least so many, and so many for each that is asked for
 MOST = 2 * PIECE  # numbers in the draws of one answer
 PICKING, DRAWING = 4, 5  # what a request's two generators are for
 

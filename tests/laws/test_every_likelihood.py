@@ -192,3 +192,9 @@ def test_a_concentration_begins_where_the_rows_have_it() -> None:
     assert (
         1e4 < NegativeBinomial(np.full((9, 1), 3.0)).parameters_of(torch.zeros(1, 1, 1))["concentration"].item() < 1e6
     )
+
+
+@pytest.mark.parametrize("far", [1e155, 1e300, -1e308])
+def test_a_value_whose_square_overflows_is_the_least_likely_of_all(far: float) -> None:
+    """Student's t gives −∞, as the Normal does: the least score there is, and not one that is no number."""
+    assert Case(STUDENT, one(loc=0.0, scale=1.0, df=4.0)).log_prob([far])[0] == -np.inf

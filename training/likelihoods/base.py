@@ -24,6 +24,7 @@ from training.config import Unusable
 Parameters = dict[str, Tensor]
 
 BLOCK = 16  # Softplus, Log and sums over whole blocks give a row the same bits wherever it lies in a batch
+LARGE = 1e17  # 1 + u is u from here on
 FURTHEST = 50.0  # in standard deviations: as far as a value moves the encoder; the likelihood sees all of it
 
 
@@ -61,8 +62,9 @@ def log1p(u: Tensor) -> Tensor:
     """log(1 + u) in float64 for u ≥ 0, to the last digits: u log(w)/(w − 1) at w = 1 + u as it is rounded (Kahan)."""
     w = 1.0 + u
     rounded = w - 1.0
-    lost = rounded == 0.0
-    return torch.where(lost, u, u * torch.log(w) / torch.where(lost, 1.0, rounded))
+    lost, large = rounded == 0.0, u > LARGE  # where w − 1 is 0, or w is u, an infinite one too
+    near = u * torch.log(w) / torch.where(lost | large, 1.0, rounded)
+    return torch.where(large, torch.log(w), torch.where(lost, u, near))
 
 
 def softplus(a: Tensor) -> Tensor:
