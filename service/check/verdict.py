@@ -202,9 +202,9 @@ def _likeness(manifest: Manifest, trial: Trial) -> Finding:
         return Finding("advice", "not calibrated", "there are no scores of held-out rows to compare with", remedy)
     p = float(ks_2samp(trial.own, trial.reference).pvalue)
     own, held_out = np.median(trial.own), np.median(trial.reference)
-    detail = f"median ELBO {own:.4g} of its own rows, {held_out:.4g} of held-out ones; p = {p:.1g}"
+    detail = f"median ELBO {own:.4g} of its own rows, {held_out:.4g} of held-out ones; p = {p:.1g} for no difference"
     if p < RARE:
         how = "higher" if own > held_out else "lower"
         remedy = "look at samples: the model isn't the data's; p-values are honest all the same"
         return Finding("advice", f"what it draws scores {how} than real rows", detail, remedy)
-    return Finding("holds", "what it draws scores as real rows do", detail)
+    return Finding("holds", "its own rows score like real ones", detail)
