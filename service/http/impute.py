@@ -17,9 +17,9 @@ from service.operations import pool
 
 
 class Asked(Fields):
-    """What impute takes besides its rows. A row costs 256 decoder calls, and 4 for each draw if that is more."""
+    """What impute takes besides its rows. A row costs 1,024 decoder calls, and 4 for each draw if that is more."""
 
-    draws: int = Field(16, ge=1, description="draws of what is missing; a row costs max(256, 4 × draws) decoder calls")
+    draws: int = Field(16, ge=1, description="draws of what is missing; a row costs max(1024, 4 × draws) decoder calls")
     seed: Seed = 0
 
 

@@ -43,8 +43,8 @@ class Imputation:
 def pool(draws: int) -> int:
     """How many draws from q(z|x_observed) are weighed for so many draws of what is missing.
 
-    >>> pool(16), pool(100)
-    (256, 400)
+    >>> pool(16), pool(400)
+    (1024, 1600)
     """
     return max(POOL, PER_DRAW * draws)
 

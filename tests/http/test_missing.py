@@ -228,11 +228,11 @@ async def test_impute_makes_rows_whole(holed_house: House) -> None:
     assert ((found["outputs"][~seen] > 0) & (found["outputs"][~seen] < 1)).all()
     assert_array_equal(np.moveaxis(found["imputations"], 1, -1)[seen], np.repeat(values[seen][:, None], 5, 1))
     assert np.isin(found["imputations"], (0, 1)).all()
-    assert (int(found["seed"]), int(found["draws"]), int(found["pool"])) == (7, 5, 256)
-    assert ((found["effective_draws"] >= 1) & (found["effective_draws"] <= 256.001)).all()
+    assert (int(found["seed"]), int(found["draws"]), int(found["pool"])) == (7, 5, 1024)
+    assert ((found["effective_draws"] >= 1) & (found["effective_draws"] <= 1024.001)).all()
     assert found["reliable"].dtype == bool
-    more = await answer(holed_house, "impute", values[:1], draws=100)
-    assert int(more["pool"]) == 400
+    more = await answer(holed_house, "impute", values[:1], draws=400)
+    assert int(more["pool"]) == 1600
 
 
 async def test_impute_gives_the_same_answer_to_the_same_request(holed_house: House, holed: Path) -> None:
