@@ -18,6 +18,7 @@ from service.check.trial import Trial
 Doubles = NDArray[np.float64]
 
 RARE = 1e-3  # a p-value, after correction for how many are looked at, below which chance is no explanation
+UNLIKE = 0.01  # p-value of its own rows scoring as held-out ones do, below which that is worth advice
 ERRORS = 4.0  # standard errors by which a mean may be on the wrong side
 COLLAPSED = 0.01  # nats of KL below which a latent says nothing of its row
 WIDE_GAP = 1.0  # nats between the ELBO and log p(x) from which an encoder could be much better
@@ -202,9 +203,9 @@ def _likeness(manifest: Manifest, trial: Trial) -> Finding:
         return Finding("advice", "not calibrated", "there are no scores of held-out rows to compare with", remedy)
     p = float(ks_2samp(trial.own, trial.reference).pvalue)
     own, held_out = np.median(trial.own), np.median(trial.reference)
-    detail = f"median ELBO {own:.4g} of its own rows, {held_out:.4g} of held-out ones; p = {p:.1g} for no difference"
-    if p < RARE:
+    detail = f"median ELBO {own:.4g} of its own rows, {held_out:.4g} of held-out ones; p = {p:.1g}"
+    if p < UNLIKE:
         how = "higher" if own > held_out else "lower"
         remedy = "look at samples: the model isn't the data's; p-values are honest all the same"
         return Finding("advice", f"what it draws scores {how} than real rows", detail, remedy)
-    return Finding("holds", "its own rows score like real ones", detail)
+    return Finding("holds", "its own rows score as real ones do", detail)
