@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.evidence import tails
-from service.evidence.estimate import COARSE
+from service.evidence.estimate import COARSE, log_mean
 
 Doubles = NDArray[np.float64]
 
@@ -95,7 +95,7 @@ def _left_out(log_weight: Doubles, term: Doubles) -> tuple[Doubles, Doubles]:
         without = log_weight - term
         order = np.argsort(without, axis=-1, kind="stable")
         smoothed, k = _smoothed(np.take_along_axis(without, order, axis=-1))
-        values = _logsumexp(smoothed + np.take_along_axis(term, order, axis=-1)) - _logsumexp(smoothed)
+        values = log_mean(smoothed + np.take_along_axis(term, order, axis=-1)) - log_mean(smoothed)
     fine = _fine(log_weight)
     return np.where(fine & np.isfinite(values), values, np.nan), np.where(fine, k, np.nan)
 
@@ -110,9 +110,3 @@ def _smoothed(ascending: Doubles) -> tuple[Doubles, Doubles]:
     known = np.isfinite(ascending[:, -1])
     smoothed, k = tails.smooth(np.where(known[:, None], ascending, 0.0))
     return np.where(known[:, None], smoothed, np.nan), np.where(known, k, np.nan)
-
-
-def _logsumexp(values: Doubles) -> Doubles:
-    """log Σ exp over the last axis, which is contiguous, so that a line's bits don't depend on the others."""
-    top = values.max(-1, keepdims=True)
-    return np.asarray(top[..., 0] + np.log(np.exp(np.ascontiguousarray(values - top)).sum(-1)))

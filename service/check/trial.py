@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from service import evidence, noise, operations
 from service.artifact import Array
+from service.evidence.estimate import log_mean
 from service.evidence.proposal import Proposal, transposed
 from service.evidence.search import adapt
 from service.models import Model
@@ -143,8 +144,8 @@ async def _sandwich(
     points = np.concatenate([drawn, z[:, None].astype(drawn.dtype)], axis=1)
     weights = await _joint(model, x, points) - await asyncio.to_thread(proposal.log_density, transposed(points))
     found = evidence.estimate(np.ascontiguousarray(weights[:, :-1]), GROUPS, 0.95)
-    upper = _log_mean(weights[:, 1:])
-    return _log_mean(weights[:, :-1]), upper, found.reliable, _ranks(points, weights, generator)
+    upper = log_mean(weights[:, 1:])
+    return log_mean(weights[:, :-1]), upper, found.reliable, _ranks(points, weights, generator)
 
 
 async def _proposal(
@@ -170,11 +171,6 @@ async def _proposal(
 async def _joint(model: Model, x: Array, z: Array) -> Doubles:
     found = await Errand().ask(model, "joint", {"x": x, "z": z})
     return np.asarray(found["log_likelihood"], np.float64) + np.asarray(found["log_prior"], np.float64)
-
-
-def _log_mean(values: Doubles) -> Doubles:
-    top = values.max(-1, keepdims=True)
-    return np.asarray(top[:, 0] + np.log(np.exp(values - top).mean(-1)))
 
 
 def _ranks(points: Array, weights: Doubles, generator: np.random.Generator) -> Doubles:

@@ -9,6 +9,7 @@ Whoever computes log p(x, z), and where, is not its business.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from service.evidence.plan import Plan, plan
 from service.evidence.proposal import Doubles, Singles, log_sum, transposed
 from service.evidence.search import adapt
 
-__all__ = ["Estimate", "Plan", "estimate", "evaluate", "plan", "steps", "widening"]
+T = TypeVar("T")
+
+__all__ = ["Estimate", "Plan", "driven", "estimate", "evaluate", "plan", "steps", "widening"]
 
 
 def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Generator[Singles, Doubles, Estimate]:
@@ -43,11 +46,15 @@ def evaluate(
     joint: Callable[[Singles], Doubles], mean: Doubles, scale: Doubles, plan: Plan, confidence: float = 0.95
 ) -> Estimate:
     """The estimate with any function that gives log p(x, z), (rows, draws, d) → (rows, draws)."""
-    process = steps(mean, scale, plan, confidence)
+    return driven(steps(mean, scale, plan, confidence), joint)
+
+
+def driven(process: Generator[Singles, Doubles, T], joint: Callable[[Singles], Doubles]) -> T:
+    """What a process ends with that yields draws and is sent log p(x, z) at them."""
     draws = next(process)
     while True:
         try:
             draws = process.send(joint(draws))
         except StopIteration as done:
-            found: Estimate = done.value
+            found: T = done.value
             return found

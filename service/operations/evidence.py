@@ -72,10 +72,11 @@ async def evidence_of(
     posterior = await errand.ask(model, "encoder", {"x": x})
     parts = []
     step = max(1, AT_ONCE // (plan.last * plan.latent_size))
-    loop = asyncio.get_running_loop()
-    began = loop.time()
+    loop, began = asyncio.get_running_loop(), 0.0
     for start in range(0, len(x), step):
-        _refuse_late(start, len(x), loop.time(), began, errand)
+        if start == step:  # the first rows also pay for what is made once: noise, and an import
+            began = loop.time()
+        refuse_late(start - step, len(x) - step, loop.time(), began, errand)
         rows = slice(start, start + step)
         scale = np.exp(np.asarray(posterior["log_scale"][rows], np.float64))
         work = evidence.steps(posterior["mean"][rows], scale, plan, confidence)
@@ -83,9 +84,9 @@ async def evidence_of(
     return Evidence(_together(parts), bound, seed, draws, confidence, independent=True)
 
 
-def _refuse_late(done: int, rows: int, now: float, began: float, errand: Errand) -> None:
+def refuse_late(done: int, rows: int, now: float, began: float, errand: Errand) -> None:
     """Late, as soon as the rows that are done tell that the others won't be in time."""
-    need = (now - began) * (rows - done) / done if done else 0.0
+    need = (now - began) * (rows - done) / done if done > 0 else 0.0
     if now + need > errand.deadline:
         said = f"{done} of {rows} rows took {now - began:.3g} s, and the others would take about {need:.3g} s"
         raise Late(f"the deadline can't be met: {said}; send fewer rows or draws, or set X-Timeout-Ms", max(1.0, need))

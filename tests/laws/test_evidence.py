@@ -15,7 +15,7 @@ from service import evidence
 from service.evidence import Estimate, Plan, tails
 from service.evidence.estimate import certified, controlled, log_mean
 from service.evidence.proposal import Doubles, Normal, Proposal, Singles, transposed
-from service.evidence.search import Asking, adapt
+from service.evidence.search import adapt
 
 CASES = {
     "good": {},
@@ -157,7 +157,7 @@ def test_the_raw_estimate_is_unbiased_given_its_proposal() -> None:
     model = made(4, stretch=0.6, shift=1.0)
     x = model.sample(1, 3)
     process = adapt(model.mean(x), np.broadcast_to(model.scale, (1, 4)), planned(512, 4))
-    proposal = adapted(process, lambda z: model.joint(x, z))
+    proposal = evidence.driven(process, lambda z: model.joint(x, z))
     ratios = []
     for seed in range(100):
         plan = planned(512, 4, seed)
@@ -166,17 +166,6 @@ def test_the_raw_estimate_is_unbiased_given_its_proposal() -> None:
         ratios.append(np.exp(log_mean(weights) - model.evidence(x))[0])
     assert stats.ttest_1samp(ratios, 1.0).pvalue > 1e-3
     assert np.std(ratios) < 0.1
-
-
-def adapted(process: Asking, joint: Callable[[Singles], Doubles]) -> Proposal:
-    """The proposal that a search ends with."""
-    draws = next(process)
-    while True:
-        try:
-            draws = process.send(joint(draws))
-        except StopIteration as done:
-            found: Proposal = done.value
-            return found
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95])
