@@ -17,12 +17,11 @@ from service import anomaly, artifact, calibration, engine, models, noise, opera
 from service.anomaly import Statistics
 from service.artifact import Calibration, Choice, Manifest
 from service.calibration import References
-from service.models import Model
+from service.models import DEFAULT_DRAWS, DEFAULT_SEED, Model
 from training import choice, config, data, strangers
 from training.config import Unusable
 
 Rows = NDArray[np.generic]
-SEED, DRAWS = 0, 16
 AT_ONCE = 250  # rows
 
 Scored = Callable[[int, int], None]
@@ -61,9 +60,11 @@ async def refer(
     workshop = models.Workshop(open_engine=partial(engine.open_engine, device="cpu"), lanes=lanes)
     try:
         async with models.open_one(folder, workshop) as model:
-            bank = noise.bank(SEED, DRAWS, model.manifest.latent_size)  # not what an older calibration stored
+            bank = noise.bank(
+                DEFAULT_SEED, DEFAULT_DRAWS, model.manifest.latent_size
+            )  # not what an older calibration stored
             typical = await measure(model, validation, bank)
-            others = strangers.made(validation, model.manifest.support, SEED)
+            others = strangers.made(validation, model.manifest.support, DEFAULT_SEED)
             chosen = choice.choose(typical, {kind: await measure(model, x, bank) for kind, x in others.items()})
             held, fitted, errand = operations.admit(rows, model.manifest), anomaly.fit(typical), operations.Errand()
             references = await operations.refer(model, held, bank, fitted, chosen.score, errand=errand, scored=scored)

@@ -22,6 +22,7 @@ from torch import nn
 from service import artifact, noise, scoring
 from service.artifact import Arrays, Golden, Graph, Parity, Training
 from service.errors import ArtifactRefused
+from service.models import DEFAULT_DRAWS, DEFAULT_SEED
 from training import config, graphs, independence, missing, objective
 from training.config import Unusable
 from training.fit import Fitted
@@ -31,7 +32,6 @@ from training.vae import VAE
 Array = NDArray[Any]
 Say = Callable[[str], None]
 
-CALIBRATED_SEED, CALIBRATED_DRAWS = 0, 16  # the estimator of the held-out figures, and what calibration will use
 PARITY_ROWS = 48
 GOLDEN_ROWS, GOLDEN_DRAWS = 8, 5
 OF_SUM = 5e-6  # of max(1, Σ|terms|): what a summed log-likelihood may differ by
@@ -134,7 +134,7 @@ def measure(made: Mapping[str, Exported], fitted: Fitted) -> dict[str, Parity]:
     """Each output's worst difference from float64, on held-out rows, with the tolerance that stood there."""
     parity = {}
     for name, one in made.items():
-        feeds = _feeds(one.graph, fitted, PARITY_ROWS, CALIBRATED_DRAWS, "test")
+        feeds = _feeds(one.graph, fitted, PARITY_ROWS, DEFAULT_DRAWS, "test")
         found, exact, allowed = one.run(feeds), one.exact(feeds), _tolerances(one, feeds)
         for output in one.graph.outputs:
             parity[f"{name}.{output}"] = compare(f"{name}.{output}", found[output], exact[output], allowed[output])
@@ -183,7 +183,7 @@ def _feeds(graph: Graph, fitted: Fitted, rows: int, draws: int, split: str) -> A
     }
     feeds = {name: every[name] for name in graph.rows}
     if graph.bank:
-        feeds[graph.bank] = np.array(noise.bank(CALIBRATED_SEED, draws, latent_size).noise)
+        feeds[graph.bank] = np.array(noise.bank(DEFAULT_SEED, draws, latent_size).noise)
     return feeds
 
 
@@ -225,7 +225,7 @@ def _flat(made: Mapping[str, Exported], feeds: Mapping[str, Arrays]) -> Arrays:
 
 def _held_out(elbo: Exported, fitted: Fitted) -> dict[str, float]:
     """The bound's mean on the test split, as the service will estimate it, in nats a row."""
-    bank = noise.bank(CALIBRATED_SEED, CALIBRATED_DRAWS, fitted.run.latent_size)
+    bank = noise.bank(DEFAULT_SEED, DEFAULT_DRAWS, fitted.run.latent_size)
     rows = fitted.data.splits["test"]
     parts = [elbo.run({"x": rows[i : i + 50], "noise": bank.noise}) for i in range(0, len(rows), 50)]
     log_likelihood, kl = (np.concatenate([part[name] for part in parts]) for name in ("log_likelihood", "kl"))
