@@ -20,7 +20,8 @@ from sklearn.metrics import roc_auc_score
 
 from service import anomaly, models, operations
 from service.artifact import Array
-from service.engine import Lanes, open_engine
+from service.engine import open_engine
+from service.lanes import Lanes
 from service.models import Model, Workshop
 from service.operations import Errand, Score
 from training import config, data

@@ -22,7 +22,8 @@ from benchmarks.detection import MODELS, area, auroc, dataset
 from service import anomaly, models, operations
 from service.anomaly import Doubles
 from service.artifact import Array
-from service.engine import Lanes, open_engine
+from service.engine import open_engine
+from service.lanes import Lanes
 from service.models import Workshop
 from service.operations import Errand, Score
 

@@ -21,7 +21,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.impute import KNNImputer
 
 from service import models, operations
-from service.engine import Lanes, open_engine
+from service.engine import open_engine
+from service.lanes import Lanes
 from service.models import Model, Workshop
 from service.operations import Errand
 from training import config, data, missing

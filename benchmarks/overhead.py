@@ -28,7 +28,8 @@ import onnxruntime
 import orjson
 
 from service import artifact
-from service.engine import Engine, cores, open_engine
+from service.engine import Engine, open_engine
+from service.lanes import cores
 
 MODELS = Path(__file__).parents[1] / "exported_models"
 

@@ -23,8 +23,8 @@ from service import logs, welcome
 from service.app import build
 from service.artifact import Manifest
 from service.door import Door
-from service.engine import Lanes
 from service.errors import Problem
+from service.lanes import Lanes
 from service.settings import Settings, SettingsError, load
 
 log = logging.getLogger(__name__)

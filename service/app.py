@@ -15,13 +15,14 @@ from starlette.responses import RedirectResponse
 from service.artifact import Manifest
 from service.batcher import BatchReport
 from service.door import Door
-from service.engine import Engine, Lanes, cores, open_engine
+from service.engine import Engine, open_engine
 from service.errors import Problem
 from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
 from service.http.telemetry import Telemetry
 from service.http.wire import Limits
+from service.lanes import Lanes, cores
 from service.metrics import Metrics
 from service.models import Models, Opener, Workshop, serve
 from service.operations import Keeping

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service.artifact import Array, Arrays, Graph
-from service.engine import Lanes
 from service.errors import EngineFailed, Late, NotReady, Overloaded, Problem
+from service.lanes import Lanes
 
 log = logging.getLogger(__name__)
 

@@ -1,19 +1,14 @@
-"""The engine: one artifact's ONNX Runtime sessions, and the lanes that they compute in. Knows nothing of requests.
+"""The engine: one artifact's ONNX Runtime sessions. Knows nothing of requests, and nothing of who computes when.
 
-The event loop schedules and a lane computes; they meet in `Lanes.run`. On the CPU every session runs with one
-thread, since only then is a row's answer the same to the last bit whoever shares its batch; several cores are used
-by several lanes.
+On the CPU every session runs with one thread, since only then is a row's answer the same to the last bit whoever shares
+its batch; several cores are used by several lanes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -44,44 +39,6 @@ SHAPE_OPS = {
 # A golden tolerance may be this much of max(1, the largest |answer|): past it golden rows would prove nothing. Our
 # exports state at most 8e-5; where a sum's terms cancel they state more, and this leaves room for twelve times that.
 LOOSEST = 1e-3
-
-
-class Lanes:
-    """The threads that compute, shared by every engine of the process; who wants one takes a turn, first come first."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._free = asyncio.Semaphore(count)
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="lane")
-        self._started: dict[object, float] = {}
-
-    async def take(self) -> None:
-        """Wait for a lane. What is to be computed is decided after this, not before."""
-        await self._free.acquire()
-
-    def give(self) -> None:
-        """Hand a lane back."""
-        self._free.release()
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Compute on a lane; the caller holds a turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._watched, work)
-
-    def _watched(self, work: Callable[[], T]) -> T:
-        call = object()
-        self._started[call] = time.monotonic()
-        try:
-            return work()
-        finally:
-            del self._started[call]
-
-    def longest(self) -> float:
-        """For how many seconds the oldest call has been computing; 0 when none is."""
-        return time.monotonic() - min(self._started.values(), default=time.monotonic())
-
-    def close(self) -> None:
-        """Let the threads go; a call that is stuck is left behind."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,23 +247,3 @@ def difference(found: Array | None, wanted: Array) -> float:
         off = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
     same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
     return float(np.max(np.nan_to_num(np.where(same, 0.0, off), nan=np.inf), initial=0.0))
-
-
-def cores() -> int:
-    """How many cores this process may use: the container's quota where there is one, not the host's count."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(usable, _quota())))
-
-
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Cores granted by cgroup v2, then v1; infinite without a quota."""
-    for file in (root / "cpu.max", root / "cpu" / "cpu.cfs_quota_us"):
-        try:
-            words = file.read_text().split()
-            if len(words) == 1:
-                words.append((root / "cpu" / "cpu.cfs_period_us").read_text())
-            if words[0] not in ("max", "-1"):
-                return float(words[0]) / float(words[1])
-        except (OSError, ValueError):
-            continue
-    return math.inf

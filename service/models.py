@@ -19,9 +19,10 @@ from service import artifact, footing, noise
 from service.artifact import Array, Arrays, Artifact, Manifest
 from service.batcher import Answer, Batcher, BatchReport
 from service.calibration import References
-from service.engine import Engine, Lanes
+from service.engine import Engine
 from service.errors import ArtifactRefused, DeviceUnavailable, NotReady, Unknown
 from service.footing import Footing
+from service.lanes import Lanes
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from service import models, operations
 from service.artifact import Array
-from service.engine import Lanes, cores, open_engine
+from service.engine import open_engine
 from service.errors import Malformed, Refused, Unknown
 from service.http import evidence, exchange, scores, wire
 from service.http.exchange import Fields
 from service.http.wire import Body
+from service.lanes import Lanes, cores
 from service.models import Model, Workshop
 from service.settings import Settings
 

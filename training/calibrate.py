@@ -17,6 +17,7 @@ from service import anomaly, artifact, calibration, engine, models, noise, opera
 from service.anomaly import Statistics
 from service.artifact import Calibration, Choice, Manifest
 from service.calibration import References
+from service.lanes import Lanes
 from service.models import DEFAULT_DRAWS, DEFAULT_SEED, Model
 from training import choice, config, data, strangers
 from training.config import Unusable
@@ -56,7 +57,7 @@ async def refer(
     folder: Path, validation: Rows, rows: Rows, scored: Scored | None
 ) -> tuple[References, Choice, noise.Bank]:
     """All reference scores of the rows, as the service gives them, the choice among them, and the bank it used."""
-    lanes = engine.Lanes(1)
+    lanes = Lanes(1)
     workshop = models.Workshop(open_engine=partial(engine.open_engine, device="cpu"), lanes=lanes)
     try:
         async with models.open_one(folder, workshop) as model:

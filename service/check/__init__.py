@@ -17,8 +17,9 @@ from service.artifact import Manifest
 from service.check.picture import draw
 from service.check.trial import Say, Trial, trial
 from service.check.verdict import Finding, judge
-from service.engine import Lanes, cores, open_engine
+from service.engine import open_engine
 from service.errors import ArtifactRefused
+from service.lanes import Lanes, cores
 from service.models import Opener, Workshop
 
 __all__ = ["Finding", "Report", "Trial", "check", "draw", "judge", "trial"]

@@ -12,8 +12,8 @@ import pytest
 
 from service.artifact import Array, Arrays, Graph
 from service.batcher import Answer, Batcher, BatchReport
-from service.engine import Lanes
 from service.errors import EngineFailed, Late, NotReady, Overloaded
+from service.lanes import Lanes
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,9 @@ import pytest
 
 from service import artifact, models, noise, operations
 from service.artifact import Array
-from service.engine import Lanes, open_engine
+from service.engine import open_engine
 from service.errors import ArtifactRefused, NotReady, Unknown
+from service.lanes import Lanes
 from service.models import Model, Models, Workshop
 from service.operations import Errand
 from service.operations.errand import together
