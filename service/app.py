@@ -17,7 +17,7 @@ from service.batcher import BatchReport
 from service.door import Door
 from service.engine import Engine, open_engine
 from service.errors import Problem
-from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores
+from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores, v2
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
 from service.http.telemetry import Telemetry
@@ -32,6 +32,9 @@ ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample
 
 A score is a lower bound on log p(x) of the density or mass that the model's manifest names, in nats, with its Monte
 Carlo error: KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO."""
+
+# The operations that are models of the Open Inference Protocol.
+V2 = tuple(chain(*(module.OPERATIONS for module in (scores, latents, samples, evidence, impute))))
 
 
 def build(settings: Settings, *, opener: Opener | None = None, door: Door | None = None) -> FastAPI:
@@ -62,8 +65,12 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    stalled = partial(_stalled, lanes, settings.stall_ms / 1e3)
     _add_routes(app, desk)
-    app.include_router(health.router(models, door, metrics, partial(_stalled, lanes, settings.stall_ms / 1e3)))
+    app.include_router(health.router(models, door, metrics, stalled))
+    app.include_router(
+        v2.router(desk, V2, metrics, partial(health.faults, door, stalled), partial(health.unready, models, door))
+    )
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
@@ -122,6 +129,7 @@ def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> N
     metrics.tickets.labels(*where).inc(report.tickets)
     metrics.infer.labels(*where).observe(report.seconds)
     metrics.waiting.labels(*where).set(report.waiting)
+    metrics.engine_calls.labels(manifest.name, str(manifest.version), report.graph).inc()
 
 
 def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:

@@ -111,7 +111,7 @@ class Desk:
         visit: Visit = request.scope["visit"]
         visit.operation = operation.name
         self.door.check()
-        visit.errand.deadline, visit.errand.served = self._deadline(request), True
+        visit.errand.deadline, visit.errand.served = self.deadline(request), True
         form = wire.negotiate(header(request, "accept"))
         model = self._model(request, visit)
         if reason := operation.withheld(model.manifest):
@@ -154,7 +154,7 @@ class Desk:
         visit.rows = len(rows) if rows.ndim else 0
         self.limits.check(visit.rows, draws, most)
 
-    def _deadline(self, request: Request) -> float:
+    def deadline(self, request: Request) -> float:
         """When the answer is late, in the loop's clock, counted from the request's headers."""
         visit: Visit = request.scope["visit"]
         timeout = self.timeout
