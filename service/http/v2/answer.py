@@ -42,7 +42,7 @@ def _flatten(content: Mapping[str, Any], prefix: str, found: dict[str, Found], s
     for key, value in content.items():
         if isinstance(value, np.ndarray):
             found[prefix + key] = value
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             _flatten(value, f"{prefix}{key}.", found, scalars)
         elif isinstance(value, list):
             found[prefix + key] = value if value and isinstance(value[0], str) else _flags(value)
@@ -95,9 +95,13 @@ def _output(name: str, found: Found, binary: bool, buffers: list[bytes | memoryv
         shape, datatype = list(found.shape), tensors.datatype_of(found.dtype)
     listed: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
     if not binary:
-        listed["data"] = found if isinstance(found, list) else np.ascontiguousarray(found).reshape(-1)
+        listed["data"] = found if isinstance(found, list) else _row_major(found)
         return listed
     buffer = tensors.to_bytes(found)
     listed["parameters"] = {"binary_data_size": len(buffer)}
     buffers.append(buffer)
     return listed
+
+
+def _row_major(array: Array) -> Array:
+    return array if array.ndim == 1 and array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)

@@ -26,13 +26,11 @@ def arrays_in(data: Any, shape: tuple[int, ...]) -> int:
         return 1
     level, count = [data], 0
     for depth, length in enumerate(shape):
-        if any(len(part) != length for part in level):
+        if level and set(map(len, level)) != {length}:  # TypeError at a number among arrays
             raise ValueError("another shape")
         count += len(level)
         if depth < len(shape) - 1:
             level = [part for parent in level for part in parent]
-            if not all(isinstance(part, simdjson.Array) for part in level):
-                raise ValueError("another depth")
     return count
 
 
@@ -66,10 +64,11 @@ def cast(found: Array, dtype: np.dtype[Any], name: str) -> Array:
             return found.astype(dtype)  # what is past its range is infinite, and refused as that
     with np.errstate(invalid="ignore"):
         whole = found.astype(dtype)
-    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-    outside = (found < low) | (found > high) | (whole != found)
-    if outside.any():
-        raise Malformed(f"input {name}: {found[outside][0]} is none that its datatype can hold")
+    other = whole != found
+    if found.dtype.kind == "f":  # where the nearest float to the greatest number is the one above it
+        other |= found >= float(np.iinfo(dtype).max) + 1.0
+    if other.any():
+        raise Malformed(f"input {name}: {found[other][0]} is none that its datatype can hold")
     return whole
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import simdjson
@@ -24,8 +24,7 @@ RESERVED = ("sequence_id", "sequence_start", "sequence_end", "headers")  # Trito
 OURS = ("binary_data_output", "timeout", "priority")  # a priority changes nothing, as where a server has none
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """An output that is asked for, and whether its buffer is to come in binary; None: as the request says."""
 
     name: str
@@ -199,7 +198,7 @@ class _Reader:
             shape, datatype = tensors.shape_of(one.get("shape"), name), one.get("datatype")
             tensors.dtype_of(datatype, name)
             parameters = one.get("parameters") or {}
-            _check_parameters(parameters, f"input {name}")
+            _check_parameters(parameters, "input", name)
             size = parameters.get("binary_data_size")
             if (size is None) == (one.get("data") is None):
                 raise Malformed(f"input {name} needs either data or the parameter binary_data_size")
@@ -255,11 +254,11 @@ class _Reader:
                 arrays[name] = self._slowly(one["datatype"], shape, name, index)
 
 
-def _check_parameters(parameters: object, whose: str) -> None:
+def _check_parameters(parameters: object, kind: str, name: str) -> None:
     if not isinstance(parameters, dict):
-        raise Malformed(f"{whose}: its parameters are no object")
-    if any(name.startswith("shared_memory") for name in parameters):
-        raise Malformed(f"{whose}: shared memory is not offered; send the data in the body")
+        raise Malformed(f"{kind} {name[:80]}: its parameters are no object")
+    if "shared_memory_region" in parameters:
+        raise Malformed(f"{kind} {name[:80]}: shared memory is not offered; send the data in the body")
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -299,15 +298,22 @@ def _wanted(outputs: object) -> tuple[Wanted, ...]:
         name = one.get("name")
         if not isinstance(name, str) or not name:
             raise Malformed("an output has no name")
-        parameters = one.get("parameters") or {}
-        _check_parameters(parameters, f"output {name[:80]}")
-        if parameters.get("classification"):
-            raise Malformed(f"output {name[:80]}: classification is not offered")
         if name in found:
             raise Malformed(f"output {name[:80]} is asked for twice")
-        binary = parameters.get("binary_data")
-        found[name] = Wanted(name, None if binary is None else _flag(binary, f"binary_data of output {name[:80]}"))
+        parameters = one.get("parameters")
+        found[name] = Wanted(name, _form(name, parameters) if parameters else None)
     return tuple(found.values())
+
+
+def _form(name: str, parameters: Any) -> bool | None:
+    """Whether an output is to be binary, by its parameters."""
+    _check_parameters(parameters, "output", name)
+    binary = parameters.get("binary_data")
+    if isinstance(binary, bool) and len(parameters) == 1:
+        return binary
+    if parameters.get("classification"):
+        raise Malformed(f"output {name[:80]}: classification is not offered")
+    return None if binary is None else _flag(binary, f"binary_data of output {name[:80]}")
 
 
 def _flag(value: object, what: str) -> bool:

@@ -29,6 +29,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 NAMES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
 BF16, BYTES = "BF16", "BYTES"
+SMALL = 4096  # bytes that are copied sooner than a view of them is made
 MOST_AXES = 32  # of a tensor; NumPy has 64 at the most
 
 
@@ -98,6 +99,6 @@ def to_bytes(array: Array | Sequence[str]) -> bytes | memoryview:
     if not isinstance(array, np.ndarray):
         parts = [part.encode() for part in array]
         return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
-    dtype = DTYPES[NAMES[array.dtype]]
-    contiguous = np.ascontiguousarray(array, dtype)
-    return contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b""
+    if array.nbytes <= SMALL or not array.flags.c_contiguous:
+        return array.tobytes()
+    return array.data.cast("B")
