@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from service.http.errors import Gone
 from service.http.exchange import Desk, Held, checked, header, off_loop, read_body, while_there
 from service.http.telemetry import Visit
 from service.http.v2 import answer, encodings, request
-from service.http.v2.answer import Answer, Found
+from service.http.v2.answer import Answer
 from service.http.v2.request import Inference
 from service.http.v2.served import Served, Shelf
 from service.http.v2.tally import Tally
@@ -107,8 +108,9 @@ def _check_outputs(served: Served, wanted: Inference) -> None:
     """Refuse an output that the model never gives, before any work is done."""
     for output in wanted.outputs:
         if output.name not in served.known:
-            names = ", ".join([*(tensor.name for tensor in served.outputs), *served.extra])
-            raise Malformed(f"{served.name} has no output {output.name[:80]}; it has {names}")
+            close = difflib.get_close_matches(output.name[:80], served.known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "its metadata lists what it has"
+            raise Malformed(f"{served.name} has no output {output.name[:80]}; {hint}")
 
 
 def prepared(served: Served, wanted: Inference) -> tuple[Any, Array | None]:
@@ -156,6 +158,3 @@ def _response(length: int | None, body: bytes, encoding: str | None) -> Response
     if encoding:
         headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
     return Response(body, 200, headers, media_type="application/json" if length is None else "application/octet-stream")
-
-
-__all__ = ["Found", "Window", "prepared"]
