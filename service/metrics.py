@@ -116,7 +116,11 @@ class Metrics:
         )
         self.inference_rows = Counter("vae_serve_inference_rows", "Rows answered over /v2", of, registry=registry)
         self.inference_last = Gauge(
-            "vae_serve_inference_last_timestamp_seconds", "When /v2 answered last, Unix time", of, registry=registry
+            "vae_serve_inference_last_timestamp_seconds",
+            "When /v2 answered last, Unix time",
+            of,
+            registry=registry,
+            multiprocess_mode="max",
         )
 
     def read(self, *labels: str, name: str) -> dict[tuple[str, ...], float]:

@@ -15,6 +15,9 @@ import pytest
 import zstandard
 
 from service.artifact import Array
+from service.http.v2 import answer, request
+from service.http.v2.tensors import Tensor
+from service.http.wire import Limits
 from tests.kit import House, digits, golden_rows
 from tests.oip import DTYPES, LENGTH, ask, binary, error, framed, opened, send, tensor
 
@@ -271,14 +274,11 @@ async def test_an_answer_is_compressed_as_accepted(
 
 async def test_json_and_binary_inputs_may_be_mixed() -> None:
     """Buffers lie in the order of the inputs that have them."""
-    from service.http.v2.request import read
-    from service.http.v2.tensors import Tensor
-    from service.http.wire import Limits
 
     a, b, c = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(4, dtype=np.int64), np.array([True, False])
     content, headers = framed({"inputs": [binary(a, "a"), tensor(b, "b"), binary(c, "c")]}, a.tobytes(), c.tobytes())
     listed = [Tensor("a", "FP32", (-1, 3)), Tensor("b", "INT64", (-1,)), Tensor("c", "BOOL", (-1,))]
-    found = read(content, int(headers[LENGTH]), listed, Limits(2**20, 64, 10, 10, 100)).inputs
+    found = request.read(content, int(headers[LENGTH]), listed, Limits(2**20, 64, 10, 10, 100)).inputs
     assert list(found) == ["a", "b", "c"]
     for name, array in (("a", a), ("b", b), ("c", c)):
         np.testing.assert_array_equal(found[name], array, strict=True)
@@ -508,9 +508,6 @@ async def test_an_answer_without_outputs_is_json(house: House) -> None:
 
 def test_the_protocol_is_a_function_of_bytes() -> None:
     """read and write need no request: a lane below HTTP's framework can call them."""
-    from service.http.v2 import answer, request
-    from service.http.v2.tensors import Tensor
-    from service.http.wire import Limits
 
     content, headers = framed({"id": "a", "inputs": [binary(ROWS)]}, ROWS.tobytes())
     asked = request.read(
