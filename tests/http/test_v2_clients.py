@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,7 +19,7 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from service.artifact import Array
-from tests.kit import JSON, NPZ, answered, digits, golden_rows
+from tests.kit import JSON, NPZ, ROOT, answered, digits, golden_rows
 
 ROWS = digits(3, seed=4)
 
@@ -206,3 +212,42 @@ def test_tritonclient_sends_a_table_with_holes(address: str, client: triton.Infe
     assert result.as_numpy("elbo").tolist() == response.json()["elbo"]
     with pytest.raises(InferenceServerException, match="NaN is not a JSON number; send null or binary data"):
         client.infer("breast-cancer-missing", [given(rows, binary=False)])
+
+
+@pytest.mark.skipif(
+    "KSERVE_PYTHON" not in os.environ, reason="KSERVE_PYTHON names no Python that has kserve: docs/oip.md"
+)
+def test_kserves_client(address: str) -> None:
+    """Its REST client, in an environment of its own, since it brings much: live, ready, JSON, binary, and errors."""
+    expected = wanted(address, "tiny/score", ROWS)
+    names = ("kl", "elbo", "p_value", "anomaly", "elbo_error", "scores.typicality.value")
+    given = {"rows": ROWS.tolist(), "wanted": {name: expected[name].tolist() for name in names}}
+    done = subprocess.run(
+        [os.environ["KSERVE_PYTHON"], str(ROOT / "tests" / "http" / "kserve_client.py"), address],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+PERF_ANALYZER = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
+
+
+@pytest.mark.skipif(
+    PERF_ANALYZER is None, reason="there is no perf_analyzer, and PERF_ANALYZER names none: docs/oip.md"
+)
+@pytest.mark.parametrize("model", ["tiny", "tiny.encode"])
+def test_perf_analyzer(host: str, model: str, tmp_path: Path) -> None:
+    """NVIDIA's load tool measures us, and prints what our statistics say of the server's side."""
+    assert PERF_ANALYZER
+    command = [PERF_ANALYZER, "-m", model, "-u", host, "--input-data", "zero", "--concurrency-range", "1:2"]
+    command += ["--measurement-interval", "200", "--stability-percentage", "999", "--max-trials", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    said = done.stdout + done.stderr
+    assert "Throughput" in said, said
+    assert re.search(r"Inference count: [1-9]", said), said
+    assert re.search(r"compute infer [1-9]\d* usec", said), said
+    assert "Failed" not in said
