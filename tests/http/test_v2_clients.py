@@ -244,7 +244,7 @@ def test_perf_analyzer(host: str, model: str, tmp_path: Path) -> None:
     """NVIDIA's load tool measures us, and prints what our statistics say of the server's side."""
     assert PERF_ANALYZER
     command = [PERF_ANALYZER, "-m", model, "-u", host, "--input-data", "zero", "--concurrency-range", "1:2"]
-    command += ["--measurement-interval", "200", "--stability-percentage", "999", "--max-trials", "1"]
+    command += ["--measurement-interval", "200", "--stability-percentage", "999", "--max-trials", "20"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     said = done.stdout + done.stderr
     assert "Throughput" in said, said
