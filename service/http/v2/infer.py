@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from service.artifact import Array
 from service.errors import Late, Malformed
-from service.http.errors import Gone
 from service.http.exchange import Desk, Held, checked, header, off_loop, read_body, while_there
 from service.http.telemetry import Visit
 from service.http.v2 import answer, encodings, request
@@ -22,9 +21,11 @@ from service.http.v2.answer import Answer
 from service.http.v2.request import Inference
 from service.http.v2.served import Served, Shelf
 from service.http.v2.tally import Tally
-from service.http.wire import Body
+from service.http.wire import JSON, Body, Limits
 
 LENGTH = "Inference-Header-Content-Length"
+BINARY = "application/octet-stream"
+PACKING = 64  # numbers that are written in the time that one takes to be compressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Window:
         except TimeoutError:
             self.tally.failed(served, visit)
             raise Late("the deadline passed before the answer was ready") from None
-        except (Exception, Gone):
+        except Exception:
             self.tally.failed(served, visit)
             raise
         self.tally.succeeded(served, visit, written)
@@ -62,12 +63,15 @@ class Window:
         with desk.memory.held() as held:
             wanted = await self._read(asked, served, visit, held)
             if wanted.timeout is not None:
-                self._hurry(visit, wanted.timeout, clock)
+                self._hurry(asked, visit, wanted.timeout, clock)
             fields, array = prepared(served, wanted)
             found = await while_there(asked, served.operation.work(desk, served.model, fields, array, visit))
         started = time.perf_counter()
-        response = await _written(served, wanted, answer.flat(found), header(asked, "accept-encoding"))
-        return response, time.perf_counter() - started
+        accepted = header(asked, "accept-encoding")
+        answered = answer.flat(found)
+        effort = answered.numbers * (PACKING if accepted else 1)
+        headers, body = await off_loop(effort, lambda: composed(served, wanted, answered, accepted))
+        return Response(body, 200, headers), time.perf_counter() - started
 
     async def _read(self, asked: Request, served: Served, visit: Visit, held: Held) -> Inference:
         """The body, read and parsed, and its memory accounted for."""
@@ -75,11 +79,9 @@ class Window:
         content = await read_body(asked, limits.body_bytes, held)
         started = time.perf_counter()
         encoding, length = header(asked, "content-encoding"), header(asked, LENGTH)
-        nulls = served.model.manifest.missing and served.operation.array == "inputs"
 
         def work() -> Inference:
-            body = encodings.unpack(content, encoding, limits.body_bytes)
-            return request.read(body, request.header_length(length, len(body)), served.inputs, limits, nulls)
+            return parsed(content, encoding, length, served, limits)
 
         if (encoding or "identity") == "identity":
             wanted = await off_loop(_effort(length, len(content)), work)
@@ -88,15 +90,28 @@ class Window:
                 wanted = await asyncio.to_thread(work)
         held.resize(wanted.nbytes)
         visit.parse = time.perf_counter() - started
-        _check_outputs(served, wanted)
         return wanted
 
-    def _hurry(self, visit: Visit, timeout: float, clock: asyncio.Timeout) -> None:
+    def _hurry(self, asked: Request, visit: Visit, timeout: float, clock: asyncio.Timeout) -> None:
         """Take a deadline from the body, which like the header's runs from the request's headers on."""
         loop = asyncio.get_running_loop().time()
         deadline = loop - (time.perf_counter() - visit.arrived) + min(timeout, self.desk.longest)
+        if "x-timeout-ms" in asked.headers:
+            deadline = min(deadline, visit.errand.deadline)
         visit.errand.deadline = deadline
         clock.reschedule(deadline)
+
+
+# ---------------------------------------------------------------- what needs no request, only its bytes
+
+
+def parsed(content: bytes, encoding: str | None, length: str | None, served: Served, limits: Limits) -> Inference:
+    """What a body asks of a model, by its Content-Encoding and its Inference-Header-Content-Length."""
+    body = encodings.unpack(content, encoding, limits.body_bytes)
+    nulls = served.model.manifest.missing and served.operation.array == "inputs"
+    wanted = request.read(body, request.header_length(length, len(body)), served.inputs, limits, nulls)
+    _check_outputs(served, wanted)
+    return wanted
 
 
 def _effort(length: str | None, size: int) -> int:
@@ -137,24 +152,15 @@ def _counted(given: Mapping[str, Any], inputs: Mapping[str, Array]) -> Mapping[s
     return {**given, "count": int(count.reshape(()))}
 
 
-async def _written(served: Served, wanted: Inference, found: Answer, accepted: str | None) -> Response:
-    """The answer as it goes over the wire."""
+def composed(served: Served, wanted: Inference, found: Answer, accepted: str | None) -> tuple[dict[str, str], bytes]:
+    """An answer's headers and its body, by the request's Accept-Encoding.
+
+    The length of the JSON is there only where buffers follow, and is that of what was compressed.
+    """
     outputs = answer.chosen(found, wanted)
-    numbers = sum(len(one) if isinstance(one, list) else one.size for _, one, _ in outputs)
-
-    def work() -> tuple[int | None, bytes, str | None]:
-        length, body = answer.write(served.name, served.version, wanted, found.scalars, outputs)
-        encoding = encodings.accepted(accepted, len(body))
-        return length, encodings.pack(body, encoding) if encoding else body, encoding
-
-    effort = numbers * (8 if accepted else 1)
-    length, body, encoding = await off_loop(effort, work)
-    return _response(length, body, encoding)
-
-
-def _response(length: int | None, body: bytes, encoding: str | None) -> Response:
-    """Its headers; the length of the JSON is there only where buffers follow, and is that of what was compressed."""
-    headers = {} if length is None else {LENGTH: str(length)}
-    if encoding:
+    length, body = answer.write(served.name, served.version, wanted, found.scalars, outputs)
+    headers = {"Content-Type": JSON} if length is None else {"Content-Type": BINARY, LENGTH: str(length)}
+    if encoding := encodings.accepted(accepted, len(body)):
         headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
-    return Response(body, 200, headers, media_type="application/json" if length is None else "application/octet-stream")
+        body = encodings.pack(body, encoding)
+    return headers, body

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.http.openapi import COMPONENTS, STATUSES
+from service.http.v2.infer import BINARY
 from service.http.wire import JSON
 
-BINARY = "application/octet-stream"
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
 ]
