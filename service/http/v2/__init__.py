@@ -18,13 +18,16 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from service.http import scores
 from service.http.exchange import Desk, Operation
-from service.http.v2 import routes
+from service.http.v2 import pages, routes
 from service.http.v2.infer import Window
-from service.http.v2.served import Shelf
+from service.http.v2.served import DEFAULT, Shelf, describe
 from service.http.v2.tally import Tally
 from service.metrics import Metrics
+from service.models import Model
 
+SCORE = {operation.name: operation for operation in scores.OPERATIONS}[DEFAULT]
 Reasons = Callable[[], list[str]]
 
 
@@ -34,3 +37,8 @@ def router(
     """Every path under /v2, for these operations; faults and unready say why the service isn't live or ready."""
     shelf = Shelf(desk.models, {operation.name: operation for operation in operations})
     return routes.router(Window(desk, shelf, Tally(metrics)), faults, unready)
+
+
+def example(model: Model) -> dict[str, Any]:
+    """A body that an artifact's bare name answers."""
+    return pages.example(describe(model.manifest.name, model, SCORE))
