@@ -79,6 +79,8 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
         settings.batch,
         settings.batch_ms / 1e3,
         settings.waiting,
+        settings.waiting_ms / 1e3,
+        settings.inline_us / 1e6,
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         partial(_count_refused, metrics),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -58,6 +58,11 @@ class Engine:
             return dict(zip(names, session.run(None, dict(feeds)), strict=True))
         except Exception as error:  # the runtime's exceptions share no base class
             raise EngineFailed(f"{graph}: {error}") from error
+
+    def run(self, graph: str, pieces: Mapping[str, Sequence[Array]], shared: Mapping[str, Array]) -> Arrays:
+        """Run one graph on rows that come in pieces, copied once; blocks. shared is what all rows have in common."""
+        rows = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in pieces.items()}
+        return self.compute(graph, {**rows, **shared})
 
 
 def open_engine(artifact: Artifact, device: Device = "cpu") -> Engine:

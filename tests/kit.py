@@ -38,7 +38,9 @@ JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 
 def configured(models: Path, **changes: Any) -> Settings:
     """Settings that owe nothing to the environment."""
-    return Settings(_env_file=None, **{"models": models, "device": "cpu", "lanes": 2, "welcome": False, **changes})
+    return Settings(
+        _env_file=None, **{"models": models, "device": "cpu", "lanes": 2, "inline_us": 0, "welcome": False, **changes}
+    )
 
 
 # ---------------------------------------------------------------- in process
