@@ -59,7 +59,7 @@ async def run(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=app.state.lane.protocol(),
         log_config=None,
         access_log=False,
         server_header=False,

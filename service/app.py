@@ -20,7 +20,8 @@ from service.errors import Problem
 from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
-from service.http.telemetry import Telemetry
+from service.http.lane import Lane
+from service.http.telemetry import Books, Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
 from service.metrics import Metrics
@@ -62,13 +63,15 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    _add_routes(app, desk)
+    operations = _add_routes(app, desk)
+    books = Books(door, metrics, settings.access_log)
     app.include_router(health.router(models, door, metrics, partial(_stalled, lanes, settings.stall_ms / 1e3)))
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
-    app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
+    app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
+    app.state.lane = Lane(desk, books, operations)
     return app
 
 
@@ -103,7 +106,8 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
     return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3, keeping)
 
 
-def _add_routes(app: FastAPI, desk: Desk) -> None:
+def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
+    """The operations by name, each with its routes."""
     tagged: dict[str, tuple[Operation[Any], ...]] = {
         "scores": (*scores.OPERATIONS, *evidence.OPERATIONS),
         "latents": (*latents.OPERATIONS, *impute.OPERATIONS),
@@ -116,6 +120,7 @@ def _add_routes(app: FastAPI, desk: Desk) -> None:
     app.include_router(catalogue.router(desk))
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     openapi.install(app, desk, chain.from_iterable(tagged.values()))
+    return {operation.name: operation for operation in chain.from_iterable(tagged.values())}
 
 
 def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> None:

@@ -16,7 +16,19 @@ from starlette.responses import Response
 
 from service.artifact import Array, Manifest
 from service.door import Door
-from service.errors import Fault, Invalid, Late, Malformed, Overloaded, TooLarge, Unknown, Unreadable, invalid, pointer
+from service.errors import (
+    Fault,
+    Invalid,
+    Late,
+    Malformed,
+    Overloaded,
+    Problem,
+    TooLarge,
+    Unknown,
+    Unreadable,
+    invalid,
+    pointer,
+)
 from service.http import wire
 from service.http.errors import Gone
 from service.http.telemetry import Visit
@@ -39,6 +51,10 @@ class Fields(BaseModel):
 
 
 Work = Callable[["Desk", Model, F, Any, Visit], Coroutine[Any, Any, Mapping[str, Any]]]
+Answered = Callable[[Mapping[str, Any] | Problem], None]
+Drop = Callable[[], None]
+# The same without waiting: who is to be told, and how to say that nobody is any more. None where it has to wait.
+Quick = Callable[["Desk", Model, F, Any, Visit, Answered], Drop | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +62,8 @@ class Operation(Generic[F]):
     """An operation as it is spoken to: its name, its fields, the array that comes beside them, and the work.
 
     answer and about are for its page: what it gives, and what the array is. The work's docstring is the page's text.
-    withheld says why a model doesn't offer it, and None where it does. One that changes anything is never done for the
+    quick does the work of small requests without a task. withheld says why a model doesn't offer it, and None where it
+    does. One that changes anything is never done for the
     page.
     """
 
@@ -58,6 +75,7 @@ class Operation(Generic[F]):
     about: str = ""
     withheld: Callable[[Manifest], str | None] = lambda _manifest: None
     changes: bool = False
+    quick: Quick[F] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +183,7 @@ class Desk:
         held.resize(0 if body.array is None else body.array.nbytes)
         visit.parse = time.perf_counter() - started
         asked = checked(operation.fields, body, operation.array)
-        found = await operation.work(self, model, asked, body.array, visit)
-        return {"model": model.manifest.name, "version": model.manifest.version, **found}
+        return signed(model, await operation.work(self, model, asked, body.array, visit))
 
     def parse(self, heard: Heard, operation: Operation[Any], model: Model, content: bytes) -> Body:
         """A body's fields and array."""
@@ -189,6 +206,11 @@ class Desk:
                 raise Malformed("X-Timeout-Ms is not a whole number of milliseconds above 0")
             timeout = min(int(asked) / 1e3, self.longest)
         return asyncio.get_running_loop().time() - (time.perf_counter() - visit.arrived) + timeout
+
+
+def signed(model: Model, found: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer with the model that gave it."""
+    return {"model": model.manifest.name, "version": model.manifest.version, **found}
 
 
 def hear(request: Request) -> Heard:

@@ -50,11 +50,11 @@ def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
     return x
 
 
-async def observed(x: Array, manifest: Manifest) -> NDArray[np.int64]:
-    """How many values of each row are there; (rows,)."""
+def observed(x: Array, manifest: Manifest) -> int | NDArray[np.int64]:
+    """How many values of each row are there; (rows,), or one number where none can be missing."""
     if not manifest.missing:
-        return np.full(len(x), manifest.dimensions)
-    return await off_loop(x.size, lambda: np.isfinite(x).reshape(len(x), -1).sum(1))
+        return manifest.dimensions
+    return np.asarray(np.isfinite(x).reshape(len(x), manifest.dimensions).sum(1), np.int64)
 
 
 def _untrained(manifest: Manifest) -> str:

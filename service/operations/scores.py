@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from service import anomaly, appraisal, calibration, noise, scoring
 from service.appraisal import P, Yardstick, appraise
 from service.artifact import Array, Arrays
-from service.errors import EngineFailed
+from service.batcher import Answer
+from service.errors import EngineFailed, Problem
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop, together
 from service.operations.left_out import left_out
-from service.operations.rows import admitted, observed
+from service.operations.rows import admit, admitted, observed
 from service.works import SCORE
 
 Doubles = NDArray[np.float64]
@@ -118,22 +119,60 @@ async def score(
 ) -> Score:
     """The scores of each row, the ELBO with its error, and their p-values among held-out rows; see Rule."""
     x = await admitted(inputs, model.manifest)
-    rule = Rule(alpha, fdr, correction, confidence)
     seed, draws = model.seed if seed is None else seed, draws or model.draws
     by = await model.yardstick(seed, draws, served=errand.served)
-    found = await appraised(model, x, by, errand)
+    found = _judged(model, x, by, await appraised(model, x, by, errand), Rule(alpha, fdr, correction, confidence))
+    if explain:
+        found = replace(found, explanation=await _explain(model, x, by, errand))
+    if conditionals:
+        values, k = await left_out(model, x, by.bank, errand)
+        found = replace(found, feature_conditional=values, feature_conditional_k=k)
+    return found
+
+
+def post_score(
+    model: Model,
+    inputs: Array,
+    draws: int,
+    seed: int | None,
+    rule: Rule,
+    errand: Errand,
+    tell: Callable[[Score | Problem], None],
+) -> Callable[[], None] | None:
+    """The same for who would rather be told than wait; how to say that nobody waits any more.
+
+    None where it can't be had without waiting: for a bank that must be made first, or draws that don't fit one call.
+    """
+    door, seed = model.doors[SCORE], model.seed if seed is None else seed
+    by = model.kept(seed, draws, errand.served)
+    if by is None or draws > door.size:
+        return None
+    door.check()
+    x = admit(inputs, model.manifest)
+
+    def told(answer: Answer | Problem) -> None:
+        if isinstance(answer, Answer):
+            errand.queued, errand.computed = answer.queued, answer.computed
+            tell(_judged(model, x, by, answer.outputs, rule))
+        else:
+            tell(answer)
+
+    ticket = door.post({"x": x}, told, bank=by, key=by, deadline=errand.deadline)
+    return lambda: door.drop(ticket)
+
+
+def _judged(model: Model, x: Array, by: Yardstick, found: Arrays, rule: Rule) -> Score:
+    """A score from what an appraisal found, by a rule."""
     facts = _facts(model, by)
     standings = _stand(found, by, rule)
-    p = standings[facts.score].p_value if facts.score else None
+    p = standings[facts.score].p_value if facts.score and facts.score in standings else None
     flags, facts = _decide(p, facts, rule)
-    seen = await observed(x, model.manifest)
+    seen = observed(x, model.manifest)
     bound = scoring.Bound(found["elbo"], found["elbo_error"], by.error_df, found["log_likelihood"], found["kl"])
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
-    explanation = await _explain(model, x, by.bank, facts, errand) if explain else None
-    if p is not None and by.complete and bool(np.any(seen < model.manifest.dimensions)):
+    if p is not None and by.complete and model.manifest.missing and bool(np.any(seen < model.manifest.dimensions)):
         facts = replace(facts, reason=INCOMPLETE)
-    alone = await left_out(model, x, by.bank, errand) if conditionals else (None, None)
-    return Score(bound, bits, standings, p, flags, facts, seed, draws, explanation, *alone)
+    return Score(bound, bits, standings, p, flags, facts, by.bank.seed, by.bank.draws)
 
 
 async def appraised(model: Model, x: Array, by: Yardstick, errand: Errand) -> Arrays:
@@ -230,13 +269,13 @@ def _too_few(rows: int, smallest: float, rule: Rule) -> str | None:
     return f"{warning}; a lone one needs {calibration.fewest_references(rows, rule.fdr)} calibration rows"
 
 
-async def _explain(model: Model, x: Array, bank: noise.Bank, facts: Calibrated, errand: Errand) -> Explanation:
+async def _explain(model: Model, x: Array, by: Yardstick, errand: Errand) -> Explanation:
     """Each feature's share of log_likelihood and each latent's of kl, and how unusual each is."""
-    features, latents = await terms(model, x, bank, errand)
+    features, latents = await terms(model, x, by.bank, errand)
     columns = model.manifest.features
     names = [column.name for column in columns] if columns else None
     references = model.references
-    if references is None or facts.reason or references.feature is None or references.latent is None:
+    if references is None or not by.comparable or references.feature is None or references.latent is None:
         return Explanation(features, latents, feature_names=names)
     deviations = calibration.deviations(references.feature, features, "low")
     return Explanation(
