@@ -124,11 +124,11 @@ def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
 
 
 def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> None:
-    where = (manifest.name, report.graph)
-    metrics.batch.labels(*where).observe(report.decoder_rows)
-    metrics.tickets.labels(*where).inc(report.tickets)
-    metrics.infer.labels(*where).observe(report.seconds)
-    metrics.waiting.labels(*where).set(report.waiting)
+    counted = metrics.batches(manifest.name, report.graph)
+    counted.sizes.observe(report.decoder_rows)
+    counted.tickets.inc(report.tickets)
+    counted.seconds.observe(report.seconds)
+    counted.waiting.set(report.waiting)
 
 
 def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -41,7 +42,7 @@ SHAPE_OPS = {
 LOOSEST = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Engine:
     """One artifact's sessions. `device` is where they really are; `fallback` says why that is not what was wanted."""
 
@@ -50,12 +51,16 @@ class Engine:
     fallback: str | None
     sessions: Mapping[str, ort.InferenceSession] = field(repr=False)
 
+    @cached_property
+    def names(self) -> Mapping[str, list[str]]:
+        """What each graph gives, in its order."""
+        return {name: [output.name for output in session.get_outputs()] for name, session in self.sessions.items()}
+
     def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
         """Run one graph; blocks. EngineFailed says what the runtime said."""
-        session = self.sessions[graph]
-        names = [output.name for output in session.get_outputs()]
+        names = self.names[graph]
         try:
-            return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+            return dict(zip(names, self.sessions[graph].run(names, feeds), strict=True))
         except Exception as error:  # the runtime's exceptions share no base class
             raise EngineFailed(f"{graph}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
@@ -143,7 +144,7 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "scores": {name: {"value": one.value, "p_value": one.p_value} for name, one in found.scores.items()},
         "p_value": found.p_value,
         "anomaly": found.anomaly,
-        "calibration": {name: getattr(found.calibration, name) for name in CalibrationFacts.model_fields},
+        "calibration": _facts(found.calibration),
         "seed": found.seed,
         "draws": found.draws,
     }
@@ -154,6 +155,11 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "feature_conditional_k": found.feature_conditional_k,
     }
     return fields | {name: array for name, array in optional.items() if array is not None}
+
+
+@lru_cache(maxsize=256)  # few are told, over and over
+def _facts(found: operations.Calibrated) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in CalibrationFacts.model_fields}
 
 
 def _explained(found: operations.Explanation | None) -> dict[str, Any]:

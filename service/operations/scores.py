@@ -242,6 +242,9 @@ def _stand(found: Arrays, by: Yardstick, rule: Rule) -> dict[str, Standing]:
 def _decide(p: Doubles | None, facts: Calibrated, rule: Rule) -> tuple[list[bool | None] | None, Calibrated]:
     """Which rows are anomalies, and the calibration's facts with what it can't find."""
     smallest = facts.smallest_p
+    plain = rule.fdr is None and rule.correction == "none"
+    if plain and p is not None and smallest is not None and smallest <= rule.alpha:  # nearly always: nothing to warn of
+        return [None if math.isnan(value) else value <= rule.alpha for value in p.tolist()], facts
     if smallest is not None and facts.n is not None and rule.correction != "none":
         smallest = float(calibration.correct(np.array([smallest]), facts.n, rule.confidence)[0])
         facts = replace(facts, smallest_p=smallest)
