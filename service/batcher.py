@@ -342,7 +342,7 @@ class Batcher:
         outputs: Arrays = {}
         error: Exception | None = None
         try:
-            outputs = self._call(batch)
+            outputs = self._lanes.here(lambda: self._call(batch))
         except Exception as failure:
             error = failure
         self._finish(batch, outputs, error, time.perf_counter() - started)

@@ -33,6 +33,7 @@ class Lanes:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads = 0
         self._started: dict[object, float] = {}
+        self._here = math.inf
 
     @property
     def busy(self) -> bool:
@@ -90,6 +91,18 @@ class Lanes:
         if self._threads < self.count:
             self._threads += 1
             threading.Thread(target=self._serve, name=f"lane-{self._threads}", daemon=True).start()
+
+    def here(self, work: Callable[[], T]) -> T:
+        """Compute on the loop itself, what is quick; `longest_here` tells whoever watches if it isn't."""
+        self._here = time.monotonic()
+        try:
+            return work()
+        finally:
+            self._here = math.inf
+
+    def longest_here(self) -> float:
+        """For how many seconds the loop itself has been computing; 0 when it isn't."""
+        return max(0.0, time.monotonic() - self._here)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Compute on a lane; the caller holds a turn."""

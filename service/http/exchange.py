@@ -116,7 +116,7 @@ class Held:
     def resize(self, size: int) -> None:
         """Hold so many bytes from now on; Overloaded where others hold too many for that."""
         others = self.memory.taken - self.size
-        if others and others + size > self.memory.limit:
+        if size > self.size and others and others + size > self.memory.limit:
             raise Overloaded(f"requests hold {others} of {self.memory.limit} bytes already")
         self.memory.taken = others + size
         self.size = size
