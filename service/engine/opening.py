@@ -1,0 +1,190 @@
+"""Opening: an artifact → an engine where it is wanted, prepared, and held to its golden rows; or an error."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, get_args
+
+import onnxruntime as ort
+
+from service.artifact import Artifact
+from service.engine import cuda, grid, sessions
+from service.engine.bucketed import Bucketed
+from service.engine.cuda import GATE, Runtime
+from service.engine.golden import check_golden
+from service.engine.grid import DRAWS, Plan
+from service.engine.plain import Engine
+from service.engine.sessions import CUDA, Algorithms, OnCuda, open_session
+from service.engine.slot import DeviceBuffers, HostBuffers
+from service.engine.stage import PAIR, Stage, Uncaptured, tiled
+from service.errors import DeviceUnavailable
+
+log = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda"]
+TRIALS = 3  # timed runs of each way to choose convolutions, after one that pays for the choice
+SAMPLE = "elbo"  # the graph that stands for its artifact where algorithms are compared: it has both networks
+
+
+def open_engine(artifact: Artifact, device: Device = "cpu", plan: Plan | None = None) -> Engine:
+    """Open an artifact's graphs where they are wanted and hold them to its golden rows; blocks."""
+    engine = _on_device(artifact, device, plan or Plan())
+    check_golden(engine, artifact)
+    return engine
+
+
+def _on_device(artifact: Artifact, device: Device, plan: Plan) -> Engine:
+    """Sessions on the device; `auto` falls back to the CPU and keeps the reason, `cuda` does not."""
+    if device == "cpu":
+        return _on_cpu(artifact, plan, None)
+    try:
+        return _on_cuda(artifact, plan)
+    except DeviceUnavailable as error:
+        if device == "cuda":
+            raise
+        return _on_cpu(artifact, plan, str(error) if _expected_cuda() else None)
+
+
+def _expected_cuda() -> bool:
+    """Whether a person would expect CUDA here: its runtime is installed, or a device is in sight."""
+    return CUDA in ort.get_available_providers() or Path("/dev/nvidia0").exists()
+
+
+def _on_cpu(artifact: Artifact, plan: Plan, fallback: str | None) -> Engine:
+    graphs = artifact.manifest.graphs
+    opened = {name: open_session(graph, artifact.graph(name)) for name, graph in graphs.items()}
+    providers = opened[SAMPLE].get_providers()
+    rows = plan.rows("cpu")
+    if rows is None:
+        return Engine("cpu", providers, fallback, opened)
+    stages = {name: _stage(artifact, name, session, rows, plan) for name, session in opened.items()}
+    for stage in stages.values():
+        stage.warm(artifact.golden, artifact.manifest.golden.tolerance, _draws(artifact), capture=False)
+    return Bucketed("cpu", providers, fallback, opened, stages=stages)
+
+
+def _on_cuda(artifact: Artifact, plan: Plan) -> Engine:
+    _require_cuda()
+    runtime = cuda.load()
+    try:
+        with GATE.together():
+            algorithms = _fastest(artifact, plan)
+        rows = plan.rows("cuda")
+        way = OnCuda(algorithms, memory=plan.memory)
+        if rows is None:
+            with GATE.together():
+                graphs = artifact.manifest.graphs
+                opened = {name: open_session(graph, artifact.graph(name), way) for name, graph in graphs.items()}
+            return Engine("cuda", opened[SAMPLE].get_providers(), None, opened, runtime=runtime)
+        return _staged(artifact, plan, rows, way, runtime)
+    except Exception as error:
+        if fault := runtime.lost():  # whatever is tried next in this process would fail too
+            raise DeviceUnavailable(fault) from error
+        raise
+
+
+def _staged(artifact: Artifact, plan: Plan, rows: tuple[int, ...], way: OnCuda, runtime: Runtime) -> Bucketed:
+    thread = ThreadPoolExecutor(1, thread_name_prefix=f"cuda {artifact.manifest.name}")
+    opened: dict[str, ort.InferenceSession] = {}
+    stages: dict[str, Stage] = {}
+    for name in artifact.manifest.graphs:
+        ways = [OnCuda(way.algorithms, True, way.memory), way] if plan.graphs else [way]
+        opened[name], stages[name] = _first(artifact, name, ways, plan, rows, runtime, thread)
+    providers = opened[SAMPLE].get_providers()
+    return Bucketed("cuda", providers, None, opened, runtime=runtime, stages=stages)
+
+
+def _first(
+    artifact: Artifact,
+    name: str,
+    ways: list[OnCuda],
+    plan: Plan,
+    rows: tuple[int, ...],
+    runtime: Runtime,
+    thread: ThreadPoolExecutor,
+) -> tuple[ort.InferenceSession, Stage]:
+    """A graph in the first way that works: with captured graphs where all of it is on the device, else without."""
+    graph, content = artifact.manifest.graphs[name], artifact.graph(name)
+    for way in ways:
+        try:
+            with GATE.together():
+                session = open_session(graph, content, way)
+            stage = _stage(artifact, name, session, rows, plan, runtime, thread)
+            tolerance = artifact.manifest.golden.tolerance
+            stage.warm(artifact.golden, tolerance, _draws(artifact), capture=way.graphs)
+        except (DeviceUnavailable, Uncaptured) as error:
+            if way is ways[-1] or runtime.lost():
+                raise
+            log.warning("%s runs without CUDA graphs: %s", graph.file, error.__cause__ or error)
+            continue
+        return session, stage
+    raise AssertionError("there is always a way")
+
+
+def _stage(
+    artifact: Artifact,
+    name: str,
+    session: ort.InferenceSession,
+    rows: tuple[int, ...],
+    plan: Plan,
+    runtime: Runtime | None = None,
+    thread: ThreadPoolExecutor | None = None,
+) -> Stage:
+    graph = artifact.manifest.graphs[name]
+    layout = grid.layout(graph, artifact.golden)
+    shapes = grid.grid(graph, layout, rows, plan.size, _draws(artifact))
+    if runtime is None:
+        return Stage(graph, session, layout, shapes, HostBuffers)
+    return Stage(graph, session, layout, shapes, lambda: DeviceBuffers(runtime), slots=PAIR, thread=thread)
+
+
+def _draws(artifact: Artifact) -> int:
+    """Draws that a graph is prepared for: the calibrated number."""
+    return len(artifact.calibration["noise"]) if artifact.calibration else DRAWS
+
+
+def _require_cuda() -> None:
+    if CUDA not in ort.get_available_providers():
+        raise DeviceUnavailable("this onnxruntime was built without CUDA; install onnxruntime-gpu instead")
+    ort.preload_dlls(cuda=True, cudnn=True)  # prints what it misses and never raises; the session check below does
+
+
+def _fastest(artifact: Artifact, plan: Plan) -> Algorithms:
+    """How this artifact's convolutions are best chosen, by the time that its largest batch takes."""
+    graph, content = artifact.manifest.graphs[SAMPLE], artifact.graph(SAMPLE)
+    shape = (max(1, plan.size // _draws(artifact)), _draws(artifact))
+    layout = grid.layout(graph, artifact.golden)
+    feeds = {name: tiled(artifact.golden[f"{SAMPLE}.{name}"], port.axes, shape) for name, port in layout.inputs.items()}
+
+    def seconds(algorithms: Algorithms) -> float | None:
+        session = open_session(graph, content, OnCuda(algorithms, memory=plan.memory))
+        if not sessions.has_convolutions(session):
+            return None
+        session.run(None, feeds)
+        return min(timed(lambda: session.run(None, feeds)) for _ in range(TRIALS))
+
+    return fastest(seconds)
+
+
+def fastest(seconds: Callable[[Algorithms], float | None]) -> Algorithms:
+    """The way to choose that takes the fewest seconds; the first where there is nothing to choose (None)."""
+    taken: dict[Algorithms, float] = {}
+    for algorithms in get_args(Algorithms):
+        if (found := seconds(algorithms)) is None:
+            break
+        taken[algorithms] = found
+    if not taken:
+        return "HEURISTIC"
+    log.info("convolutions: %s", ", ".join(f"{name} {value * 1e3:.3g} ms" for name, value in taken.items()))
+    return min(taken, key=lambda name: taken[name])
+
+
+def timed(call: Callable[[], object]) -> float:
+    """The seconds that a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
