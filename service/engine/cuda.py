@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +23,7 @@ NON_BLOCKING = 1  # a stream that doesn't wait for the legacy default stream, no
 UP, DOWN = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
 
 
-class Library(Protocol):
-    """libcudart, or what stands in for it; every function returns a status, 0 where all is well."""
-
-    def __getattr__(self, name: str) -> Any: ...
+Library = Any  # libcudart as ctypes has it, or what stands in for it: every function returns a status, 0 for well
 
 
 class Runtime:
