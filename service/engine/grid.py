@@ -7,8 +7,9 @@ a few buckets, and draws to a power of two or to the calibrated number. Knows no
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from service.artifact import Array, Graph
@@ -24,13 +25,15 @@ Axes = Literal["n", "k", "nk"]
 class Plan:
     """How graphs are run: buckets of rows ("auto": on CUDA alone), decoder rows in a call, and what CUDA is given.
 
-    graphs: whether CUDA graphs are captured. memory: bytes that one session's arena may take; None: no bound.
+    graphs: whether CUDA graphs are captured. memory: bytes that one session's arena may take; None: no bound. draws:
+    what graphs are prepared for; None: the calibrated number.
     """
 
     buckets: Literal["auto", "off"] | tuple[int, ...] = "auto"
     size: int = 1024
     graphs: bool = True
     memory: int | None = None
+    draws: int | None = None
 
     def rows(self, device: Literal["cpu", "cuda"]) -> tuple[int, ...] | None:
         """The buckets on a device, ascending; None for none. 1 is always one of them.
@@ -59,6 +62,11 @@ class Port:
         """Its whole shape."""
         lead = {"n": (rows,), "k": (draws,), "nk": (rows, draws)}[self.axes]
         return (*lead, *self.event)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes for one row and one draw."""
+        return int(self.dtype[2:]) * math.prod(self.event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +100,11 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The shapes (rows, draws) of a graph: of no more than `size` decoder rows each, where a row's draws allow it.
+    """The shapes (rows, draws) of a graph: no more than `most` rows each, nor `size` decoder rows.
 
-    >>> grid = Grid((1, 8, 64), (1, 2, 4, 6), 100)
+    >>> grid = Grid((1, 8, 64), (1, 2, 4, 6), most=80, size=100)
     >>> grid.shape(3, 5), grid.shape(9, 5), grid.shape(65, 1)
-    ((8, 6), (16, 6), (100, 1))
+    ((8, 6), (16, 6), (80, 1))
     >>> [(tile.rows, tile.draws, tile.shape) for tile in grid.tiles(17, 8)]  # doctest: +NORMALIZE_WHITESPACE
     [(slice(0, 16, None), slice(0, 6, None), (16, 6)), (slice(16, 17, None), slice(0, 6, None), (1, 6)),
      (slice(0, 17, None), slice(6, 8, None), (50, 2))]
@@ -104,15 +112,12 @@ class Grid:
 
     rows: tuple[int, ...]
     draws: tuple[int, ...]
+    most: int
     size: int
-    most: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "most", self.size // self.draws[0])
 
     def buckets(self, draws: int) -> tuple[int, ...]:
         """The buckets of rows at so many draws: those that fit, and the largest that does."""
-        largest = max(1, self.size // draws)
+        largest = max(1, min(self.most, self.size // draws))
         return tuple(sorted({bucket for bucket in self.rows if bucket <= largest} | {largest}))
 
     def shape(self, rows: int, draws: int) -> tuple[int, int]:
@@ -135,16 +140,11 @@ class Grid:
 def grid(graph: Graph, layout: Layout, rows: tuple[int, ...], size: int, calibrated: int) -> Grid:
     """A graph's grid: of as many decoder rows as a call may have, and as fit a slot."""
     ports = (*layout.inputs.values(), *layout.outputs.values())
-    largest = max(1, min(size, SLOT_BYTES // max(1, sum(_bytes(port) for port in ports if port.axes != "k"))))
+    most, largest = (
+        max(1, min(size, SLOT_BYTES // max(1, sum(port.bytes for port in ports if port.axes == axes))))
+        for axes in ("n", "nk")
+    )
     if not graph.bank and not graph.drawn:
-        return Grid(rows, (1,), largest)
+        return Grid(rows, (1,), most, most)
     powers = {2**power for power in range(largest.bit_length()) if 2**power <= largest}
-    return Grid(rows, tuple(sorted(powers | {min(calibrated, largest)})), largest)
-
-
-def _bytes(port: Port) -> int:
-    """Bytes that a port takes for one row and one draw."""
-    size = int(port.dtype[2:])
-    for side in port.event:
-        size *= side
-    return size
+    return Grid(rows, tuple(sorted(powers | {min(calibrated, largest)})), min(most, largest), largest)

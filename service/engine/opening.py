@@ -63,7 +63,7 @@ def _on_cpu(artifact: Artifact, plan: Plan, fallback: str | None) -> Engine:
         return Engine("cpu", providers, fallback, opened)
     stages = {name: _stage(artifact, name, session, rows, plan) for name, session in opened.items()}
     for stage in stages.values():
-        stage.warm(artifact.golden, artifact.manifest.golden.tolerance, _draws(artifact), capture=False)
+        stage.warm(artifact.golden, artifact.manifest.golden.tolerance, _draws(artifact, plan), capture=False)
     return Bucketed("cpu", providers, fallback, opened, stages=stages)
 
 
@@ -115,7 +115,7 @@ def _first(
                 session = open_session(graph, content, way)
             stage = _stage(artifact, name, session, rows, plan, runtime, thread)
             tolerance = artifact.manifest.golden.tolerance
-            stage.warm(artifact.golden, tolerance, _draws(artifact), capture=way.graphs)
+            stage.warm(artifact.golden, tolerance, _draws(artifact, plan), capture=way.graphs)
         except (DeviceUnavailable, Uncaptured) as error:
             if way is ways[-1] or runtime.lost():
                 raise
@@ -136,14 +136,16 @@ def _stage(
 ) -> Stage:
     graph = artifact.manifest.graphs[name]
     layout = grid.layout(graph, artifact.golden)
-    shapes = grid.grid(graph, layout, rows, plan.size, _draws(artifact))
+    shapes = grid.grid(graph, layout, rows, plan.size, _draws(artifact, plan))
     if runtime is None:
         return Stage(graph, session, layout, shapes, HostBuffers)
     return Stage(graph, session, layout, shapes, lambda: DeviceBuffers(runtime), slots=PAIR, thread=thread)
 
 
-def _draws(artifact: Artifact) -> int:
-    """Draws that a graph is prepared for: the calibrated number."""
+def _draws(artifact: Artifact, plan: Plan) -> int:
+    """Draws that a graph is prepared for: the calibrated number, unless told otherwise."""
+    if plan.draws:
+        return plan.draws
     return len(artifact.calibration["noise"]) if artifact.calibration else DRAWS
 
 
@@ -156,7 +158,7 @@ def _require_cuda() -> None:
 def _fastest(artifact: Artifact, plan: Plan) -> Algorithms:
     """How this artifact's convolutions are best chosen, by the time that its largest batch takes."""
     graph, content = artifact.manifest.graphs[SAMPLE], artifact.graph(SAMPLE)
-    shape = (max(1, plan.size // _draws(artifact)), _draws(artifact))
+    shape = (max(1, plan.size // _draws(artifact, plan)), _draws(artifact, plan))
     layout = grid.layout(graph, artifact.golden)
     feeds = {name: tiled(artifact.golden[f"{SAMPLE}.{name}"], port.axes, shape) for name, port in layout.inputs.items()}
 

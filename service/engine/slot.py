@@ -6,6 +6,7 @@ reads. A buffer serves every shape of the grid, so it begins at one address for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -112,9 +113,7 @@ class Slot:
         self._session, self._layout, self._buffers, self._number = session, layout, buffers, number
         lead = {"n": grid.most, "k": grid.draws[-1], "nk": grid.size}
         ports = {**layout.inputs, **layout.outputs}
-        self._taken = {
-            name: buffers.take(max(1, lead[port.axes] * _size(port.event, port.dtype))) for name, port in ports.items()
-        }
+        self._taken = {name: buffers.take(max(1, lead[port.axes] * port.bytes)) for name, port in ports.items()}
         self._bound: dict[Shape, Bound] = {}
         self._banks: dict[str, Shape | None] = {}  # the shape at which a bank's buffer was filled last
 
@@ -137,7 +136,9 @@ class Slot:
 
     def _view(self, name: str, port: Port, shape: Shape) -> Array:
         whole = port.shape(*shape)
-        return self._taken[name].host[: _size(whole, port.dtype)].view(port.dtype).reshape(whole)
+        return (
+            self._taken[name].host[: math.prod(whole) * np.dtype(port.dtype).itemsize].view(port.dtype).reshape(whole)
+        )
 
     def fill(self, rows: Rows, shared: Mapping[str, Array], tile: Tile) -> None:
         """Copy a tile's rows and banks in, pad them to its shape, and send them to the session's side."""
@@ -199,10 +200,3 @@ def copy_rows(view: Array, parts: Sequence[Array], tile: Tile, *, drawn: bool) -
     if drawn:
         view[:at, draws:] = view[:at, draws - 1 : draws]
     view[at:] = view[at - 1]
-
-
-def _size(shape: tuple[int, ...], dtype: str) -> int:
-    size = np.dtype(dtype).itemsize
-    for side in shape:
-        size *= side
-    return size

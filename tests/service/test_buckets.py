@@ -108,7 +108,7 @@ def test_wide_outputs_make_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(grid, "SLOT_BYTES", 5_000)
     engine = open_engine(found, "cpu", PLAN)
     assert isinstance(engine, Bucketed)
-    assert engine.stages["terms"].grid.size < engine.stages["encoder"].grid.size == 62
+    assert engine.stages["terms"].grid.size < engine.stages["joint"].grid.size == 64
     given = feeds(found, found.manifest.graphs["terms"], 5, 16)
     assert_same(engine.compute("terms", given), open_engine(found).compute("terms", given))
 
