@@ -60,14 +60,17 @@ class Runtime:
         self._call("cudaStreamSynchronize", stream.handle)
 
     def lost(self) -> str | None:
-        """Why the device is lost, if it is: asked after a failure.
+        """Why the device is lost, if it is: asked after a failure, and not from inside the gate.
 
         Some errors (an illegal address, a failed launch, a device off the bus) stay with the process: every later call
-        returns them, and only a new process is rid of them. Others are told once. So it is asked twice.
+        returns them, and only a new process is rid of them. Others are told once. So it is asked twice, and while
+        nothing is captured, which would be spoilt by it and answer with an error of its own.
         """
-        self._library.cudaGetLastError()
-        self._library.cudaDeviceSynchronize()
-        if code := int(self._library.cudaDeviceSynchronize()):
+        with GATE.together():
+            self._library.cudaGetLastError()
+            self._library.cudaDeviceSynchronize()
+            code = int(self._library.cudaDeviceSynchronize())
+        if code:
             self.fault = self.fault or f"the CUDA device is lost to this process (error {code}); it must be restarted"
         return self.fault
 

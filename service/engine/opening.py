@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,6 +29,8 @@ from service.errors import DeviceUnavailable
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
+Opened = tuple[ort.InferenceSession, Stage]
+MakeStage = Callable[[ort.InferenceSession], Stage]
 TRIALS = 3  # timed runs of each way to choose convolutions, after one that pays for the choice
 SAMPLE = "elbo"  # the graph that stands for its artifact where algorithms are compared: it has both networks
 
@@ -61,7 +66,7 @@ def _on_cpu(artifact: Artifact, plan: Plan, fallback: str | None) -> Engine:
     rows = plan.rows("cpu")
     if rows is None:
         return Engine("cpu", providers, fallback, opened)
-    stages = {name: _stage(artifact, name, session, rows, plan) for name, session in opened.items()}
+    stages = {name: _stage(artifact, name, session, rows=rows, plan=plan) for name, session in opened.items()}
     for stage in stages.values():
         stage.warm(artifact.golden, artifact.manifest.golden.tolerance, _draws(artifact, plan), capture=False)
     return Bucketed("cpu", providers, fallback, opened, stages=stages)
@@ -74,13 +79,15 @@ def _on_cuda(artifact: Artifact, plan: Plan) -> Engine:
         with GATE.together():
             algorithms = _fastest(artifact, plan)
         rows = plan.rows("cuda")
-        way = OnCuda(algorithms, memory=plan.memory)
+        way = OnCuda(algorithms, memory=plan.memory, shares=True)
         if rows is None:
             with GATE.together():
                 graphs = artifact.manifest.graphs
                 opened = {name: open_session(graph, artifact.graph(name), way) for name, graph in graphs.items()}
             return Engine("cuda", opened[SAMPLE].get_providers(), None, opened, runtime=runtime)
         return _staged(artifact, plan, rows, way, runtime)
+    except DeviceUnavailable:
+        raise
     except Exception as error:
         if fault := runtime.lost():  # whatever is tried next in this process would fail too
             raise DeviceUnavailable(fault) from error
@@ -91,44 +98,42 @@ def _staged(artifact: Artifact, plan: Plan, rows: tuple[int, ...], way: OnCuda, 
     thread = ThreadPoolExecutor(1, thread_name_prefix=f"cuda {artifact.manifest.name}")
     opened: dict[str, ort.InferenceSession] = {}
     stages: dict[str, Stage] = {}
-    for name in artifact.manifest.graphs:
-        ways = [OnCuda(way.algorithms, True, way.memory), way] if plan.graphs else [way]
-        opened[name], stages[name] = _first(artifact, name, ways, plan, rows, runtime, thread)
+    for name, graph in artifact.manifest.graphs.items():
+        stage = partial(_stage, artifact, name, rows=rows, plan=plan, runtime=runtime, thread=thread)
+        found = _captured(artifact, name, replace(way, graphs=True, shares=False), plan, stage) if plan.graphs else None
+        if isinstance(found, str):
+            gc.collect()  # a session that failed to capture must be gone, and its stream with it, before another opens
+            if fault := runtime.lost():
+                raise DeviceUnavailable(fault)
+            log.warning("%s runs without CUDA graphs: %s", graph.file, found)
+        if found is None or isinstance(found, str):
+            found = _warmed(artifact, name, way, plan, stage)
+        opened[name], stages[name] = found
     providers = opened[SAMPLE].get_providers()
     return Bucketed("cuda", providers, None, opened, runtime=runtime, stages=stages)
 
 
-def _first(
-    artifact: Artifact,
-    name: str,
-    ways: list[OnCuda],
-    plan: Plan,
-    rows: tuple[int, ...],
-    runtime: Runtime,
-    thread: ThreadPoolExecutor,
-) -> tuple[ort.InferenceSession, Stage]:
-    """A graph in the first way that works: with captured graphs where all of it is on the device, else without."""
-    graph, content = artifact.manifest.graphs[name], artifact.graph(name)
-    for way in ways:
-        try:
-            with GATE.together():
-                session = open_session(graph, content, way)
-            stage = _stage(artifact, name, session, rows, plan, runtime, thread)
-            tolerance = artifact.manifest.golden.tolerance
-            stage.warm(artifact.golden, tolerance, _draws(artifact, plan), capture=way.graphs)
-        except (DeviceUnavailable, Uncaptured) as error:
-            if way is ways[-1] or runtime.lost():
-                raise
-            log.warning("%s runs without CUDA graphs: %s", graph.file, error.__cause__ or error)
-            continue
-        return session, stage
-    raise AssertionError("there is always a way")
+def _captured(artifact: Artifact, name: str, way: OnCuda, plan: Plan, stage: MakeStage) -> Opened | str:
+    """A graph whose buckets are captured, or why they can't be: not all of it is on the device, or CUDA says no."""
+    try:
+        return _warmed(artifact, name, way, plan, stage)
+    except (DeviceUnavailable, Uncaptured) as error:
+        return str(error.__cause__ or error) if isinstance(error, DeviceUnavailable) else str(error)
+
+
+def _warmed(artifact: Artifact, name: str, way: OnCuda, plan: Plan, stage: MakeStage) -> Opened:
+    with GATE.together():
+        session = open_session(artifact.manifest.graphs[name], artifact.graph(name), way)
+    made = stage(session)
+    made.warm(artifact.golden, artifact.manifest.golden.tolerance, _draws(artifact, plan), capture=way.graphs)
+    return session, made
 
 
 def _stage(
     artifact: Artifact,
     name: str,
     session: ort.InferenceSession,
+    *,
     rows: tuple[int, ...],
     plan: Plan,
     runtime: Runtime | None = None,

@@ -34,11 +34,15 @@ CONVOLUTIONS = {"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv
 
 @dataclass(frozen=True, slots=True)
 class OnCuda:
-    """How a session is on CUDA: how convolutions are chosen, whether it captures graphs, bytes its arena may take."""
+    """How a session is on CUDA: how convolutions are chosen, whether it captures graphs, bytes its arena may take.
+
+    shares: whether it takes memory from the process's one arena and not from its own.
+    """
 
     algorithms: Algorithms = "HEURISTIC"
     graphs: bool = False
     memory: int | None = None
+    shares: bool = False
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -101,7 +105,7 @@ def _options(cuda: OnCuda | None) -> ort.SessionOptions:
     if cuda:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # not from the arena
-        if not cuda.graphs and _shares_an_arena(cuda.memory):
+        if cuda.shares and _has_an_arena(cuda.memory):
             options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
@@ -110,7 +114,7 @@ _sharing = threading.Lock()
 _shared: bool | None = None
 
 
-def _shares_an_arena(memory: int | None) -> bool:
+def _has_an_arena(memory: int | None) -> bool:
     """Whether there is one arena for all sessions of the process that capture no graph; made when first asked for.
 
     A session that captures graphs keeps its own. A captured graph holds addresses of memory that its arena takes for

@@ -20,6 +20,7 @@ from service.engine import golden
 from service.engine.cuda import GATE, Gate
 from service.engine.grid import Grid, Layout, Tile
 from service.engine.slot import UNCAPTURED, Buffers, Rows, Shape, Slot
+from service.errors import ArtifactRefused
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ PAIR = 2  # slots on a device: one whose batch is computed, one that is filled o
 
 
 class Uncaptured(Exception):
-    """A CUDA graph could not be captured; the session is not to be used any more."""
+    """A CUDA graph could not be captured, or answers wrong; the session is not to be used any more."""
 
 
 class Stage:
@@ -137,50 +138,59 @@ class Stage:
         """Run every bucket at so many draws, in every slot that there is to be, and hold it to the golden rows.
 
         The largest first, so that the arena grows once. With capture each is captured as a CUDA graph: Uncaptured
-        where one can't be. ArtifactRefused where an answer is off.
+        where one can't be, or answers wrong. ArtifactRefused where an answer is off without.
         """
         _, width = self.grid.shape(1, min(draws, self.grid.draws[-1]))
         shapes = [(bucket, width) for bucket in reversed(self.grid.buckets(width))]
-        slots = [self._take() for _ in range(self._limit or 1)]
+        given = {name: arrays[f"{self.graph.name}.{name}"] for name in (*self._layout.inputs, *self._layout.outputs)}
+        with self._gate.together():
+            slots = [self._take() for _ in range(self._limit or 1)]
         for number, slot in enumerate(slots):
             for place, shape in enumerate(shapes):
                 if capture:
-                    slot.bind(shape, 1 + number * len(shapes) + place)
-                self._check(slot, shape, arrays, stated, capture=capture)
+                    self._capture(slot, shape, 1 + number * len(shapes) + place, given, stated)
+                else:
+                    self._check(slot, shape, given, stated)
         with self._returned:
             self._free.extend(slots)
 
-    def _check(
-        self, slot: Slot, shape: Shape, arrays: Mapping[str, Array], stated: Mapping[str, float], *, capture: bool
-    ) -> None:
-        """Hold one shape to the golden rows and draws, over again until it is full.
-
-        A graph is captured on other rows and draws than it is then checked on, so that it is seen to read its buffers.
-        """
-        ports = {**self._layout.inputs, **self._layout.outputs}
-        given = {name: arrays[f"{self.graph.name}.{name}"] for name in ports}
+    def _check(self, slot: Slot, shape: Shape, given: Mapping[str, Array], stated: Mapping[str, float]) -> None:
+        """Hold one shape to the golden rows and draws, over again until it is full."""
         tile = Tile(slice(0, shape[0]), slice(0, shape[1]), shape)
-        if capture:
-            self._fill(slot, tile, {name: np.roll(array, 1, 0) for name, array in given.items()})
-            self._capture(slot, shape)
-        self._fill(slot, tile, given)
-        slot.run(shape, self._on)
+        try:
+            with self._gate.together():
+                self._fill(slot, tile, given)
+                slot.run(shape, self._on)
+                answers = slot.empty(tile)
+        except Exception as error:  # the runtime's exceptions share no base class
+            raise ArtifactRefused(f"{self.graph.file} fails on its golden rows") from error
         right = {name: tiled(given[name], port.axes, shape) for name, port in self._layout.outputs.items()}
-        golden.hold(slot.empty(tile), right, self.graph, stated)
+        golden.hold(answers, right, self.graph, stated)
+
+    def _capture(
+        self, slot: Slot, shape: Shape, graph_id: int, given: Mapping[str, Array], stated: Mapping[str, float]
+    ) -> None:
+        """Capture one shape, with nobody else on the device, and hold it to the golden rows.
+
+        It is captured on other rows and draws than it is checked on, so that it is seen to read its buffers.
+        """
+        tile = Tile(slice(0, shape[0]), slice(0, shape[1]), shape)
+        slot.bind(shape, graph_id)
+        try:
+            with self._gate.together():
+                self._fill(slot, tile, {name: np.roll(array, 1, 0) for name, array in given.items()})
+            with self._gate.alone():
+                slot.run(shape, self._on)
+            self._check(slot, shape, given, stated)
+        except Exception as error:  # the runtime's exceptions share no base class
+            reason = f"{shape[0]} rows of {shape[1]} draws could not be captured: {error.__cause__ or error}"
+            raise Uncaptured(reason) from error
 
     def _fill(self, slot: Slot, tile: Tile, given: Mapping[str, Array]) -> None:
         inputs = self._layout.inputs.items()
         whole = {name: tiled(given[name], port.axes, tile.shape) for name, port in inputs}
         shared = {name: whole[name] for name, port in inputs if port.axes == "k"}
         slot.fill({name: [array] for name, array in whole.items() if name not in shared}, shared, tile)
-
-    def _capture(self, slot: Slot, shape: Shape) -> None:
-        """The first run of a graph's id, which captures it: with nobody else on the device."""
-        try:
-            with self._gate.alone():
-                slot.run(shape, self._on)
-        except Exception as error:  # the runtime's exceptions share no base class
-            raise Uncaptured(f"{self.graph.name} at {shape[0]} rows, {shape[1]} draws: {error}") from error
 
 
 def tiled(array: Array, axes: str, shape: Shape) -> Array:

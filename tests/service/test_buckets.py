@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -28,7 +29,7 @@ from tests.rehearsal import Library, Session, rehearsed
 PLAN = Plan(buckets=(4, 16), size=64)
 NAMES = ("tiny", "breast-cancer", "breast-cancer-missing", "diabetes", "mnist")
 SIZES = ((1, 16), (2, 1), (4, 16), (5, 3), (16, 4), (17, 5), (33, 16), (70, 1), (1, 64), (2, 65), (1, 200))
-HAS_CUDA = CUDA in ort.get_available_providers()
+HAS_CUDA = CUDA in ort.get_available_providers() and Path("/dev/nvidia0").exists()
 
 
 def read(name: str) -> Artifact:
@@ -278,6 +279,7 @@ def test_a_graph_that_cannot_be_captured_runs_plainly(refused: str, caplog: pyte
     with rehearsed(refuses) as (_, opened), caplog.at_level(logging.WARNING):
         engine = open_engine(found, "cuda", PLAN)
         assert [name for name, session in opened.items() if not session.way.graphs] == [refused]
+        assert [name for name, session in opened.items() if session.way.shares] == [refused]
         opened[refused].runs.clear()
         given = feeds(found, found.manifest.graphs[refused], 3, 16)
         assert_same(engine.compute(refused, given), open_engine(found).compute(refused, given))
@@ -287,12 +289,26 @@ def test_a_graph_that_cannot_be_captured_runs_plainly(refused: str, caplog: pyte
     assert "stream is capturing" in line
 
 
+def test_a_captured_graph_that_does_not_read_its_buffers_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    """What a replay answers is held to the golden rows, captured on others; the graph then runs plainly."""
+    found = read("tiny")
+    with rehearsed(never, stale="decoder") as (_, opened), caplog.at_level(logging.WARNING):
+        engine = open_engine(found, "cuda", PLAN)
+        assert not opened["decoder"].way.graphs
+        given = feeds(found, found.manifest.graphs["decoder"], 3, 1)
+        assert_same(engine.compute("decoder", given), open_engine(found).compute("decoder", given))
+    (line,) = caplog.messages
+    assert line.startswith("decoder.onnx runs without CUDA graphs: ")
+    assert "is off by" in line
+
+
 def test_without_cuda_graphs_or_buckets_nothing_is_captured() -> None:
     """Each is switched off by its setting."""
     found = read("tiny")
     with rehearsed(never) as (_, opened):
         open_engine(found, "cuda", dataclasses.replace(PLAN, graphs=False))
         assert {graph_id for session in opened.values() for graph_id, _ in session.runs} == {"-1"}
+        assert all(session.way.shares for session in opened.values())
         engine = open_engine(found, "cuda", Plan(buckets="off"))
         assert not isinstance(engine, Bucketed)
         assert engine.device == "cuda"
