@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,8 +16,8 @@ from starlette.responses import RedirectResponse
 from service.artifact import Manifest
 from service.batcher import BatchReport
 from service.door import Door
-from service.engine import Engine, open_engine
-from service.errors import Problem
+from service.engine import Engine, Plan, open_engine
+from service.errors import EngineLost, Problem
 from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
@@ -28,6 +29,8 @@ from service.metrics import Metrics
 from service.models import Models, Opener, Workshop, serve
 from service.operations import Keeping
 from service.settings import Settings
+
+GLANCE = 0.25  # seconds between looks at whether a device is lost
 
 ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample, and score every row with its ELBO.
 
@@ -46,6 +49,7 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with serve(models, settings.models, _workshop(settings, opener, lanes, metrics), door.spawn):
+            door.spawn("devices", _watch(models))
             try:
                 yield
             finally:
@@ -77,7 +81,7 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
 
 def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: Metrics) -> Workshop:
     return Workshop(
-        opener or partial(open_engine, device=settings.device),
+        opener or _opener(settings),
         lanes,
         settings.batch,
         settings.batch_ms / 1e3,
@@ -90,6 +94,13 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
         settings.drift_false_alarm,
         settings.state,
     )
+
+
+def _opener(settings: Settings) -> Opener:
+    memory = settings.gpu_memory_mb * 2**20 or None
+    plan = Plan(settings.buckets, settings.batch, settings.cuda_graphs, memory)
+    opener = partial(open_engine, device=settings.device)
+    return opener if plan == Plan() else partial(opener, plan=plan)
 
 
 def _desk(settings: Settings, models: Models, door: Door) -> Desk:
@@ -138,6 +149,15 @@ def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:
 
 def _count_refused(metrics: Metrics, name: str, version: int) -> None:
     metrics.refused.labels(name, str(version)).set(1)
+
+
+async def _watch(models: Models) -> None:
+    """Die as soon as an engine's device is lost: the service then ends, for only a new process can compute again."""
+    while True:
+        for model in models.all():
+            if model.engine.lost:
+                raise EngineLost(model.engine.lost)
+        await asyncio.sleep(GLANCE)
 
 
 def _stalled(lanes: Lanes, limit: float) -> str | None:
