@@ -42,7 +42,7 @@ def to_peer(x: Array, form: str, name: str) -> Ask:
     if form == "json":
         return Ask("/score", {"Content-Type": JSON}, in_json(x))
     raw = x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()
-    return Ask("/score/raw" if name == "fastapi" else "/score", {"Content-Type": RAW}, raw, False)
+    return Ask("/score/raw" if name.partition(":")[0] == "fastapi" else "/score", {"Content-Type": RAW}, raw, False)
 
 
 def to_us(x: Array, form: str, binary: str, subject: Subject) -> Ask:

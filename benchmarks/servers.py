@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -53,7 +53,7 @@ MOSEC = ("mosec==0.9.8", *FAST)
 PEERS = {
     kind.name: kind
     for kind in (
-        Kind("mosec", ("-m", "benchmarks.peers.mosec_server"), "mosec", MOSEC, {"PEER_BATCH": "64"}),
+        Kind("mosec", ("-m", "benchmarks.peers.mosec_server"), "mosec", MOSEC, {"PEER_BATCH": "16"}),
         Kind("mosec-unbatched", ("-m", "benchmarks.peers.mosec_server"), "mosec", MOSEC, {"PEER_BATCH": "1"}),
         Kind(
             "litserve",
@@ -73,20 +73,23 @@ PEERS = {
 }
 
 
-def ours(name: str, settings: str = "") -> Kind:
-    """The service with settings like `workers=2,lanes=1`, told as VAE_SERVE_WORKERS and so on."""
-    pairs = [pair.split("=", 1) for pair in settings.replace("+", ",").replace(" ", ",").split(",") if pair]
-    told = {f"VAE_SERVE_{name.upper()}": value for name, value in pairs}
-    return Kind(name, ("-m", "service"), env=told)
-
-
 def kind(name: str, settings: str = "") -> Kind:
-    """A server by its name: ours, ours:workers=2+lanes=1, or a peer's; SystemExit where there is none."""
-    if name == OURS or name.startswith(f"{OURS}:"):
-        return ours(name, ",".join((settings, name.partition(":")[2])))
-    if name not in PEERS:
-        raise SystemExit(f"there is no server {name}; there are {OURS}, {OURS}:name=value+…, {', '.join(PEERS)}")
-    return PEERS[name]
+    """A server by its name, with settings of its own after a colon: ours:workers=2+lanes=1, mosec:batch=32.
+
+    settings are those of every server of ours. SystemExit where there is no such server.
+    """
+    base, _, own = name.partition(":")
+    if base == OURS:
+        return Kind(name, ("-m", "service"), env=told("VAE_SERVE_", settings) | told("VAE_SERVE_", own))
+    if base not in PEERS:
+        raise SystemExit(f"there is no server {base}; there are {OURS}, {', '.join(PEERS)}")
+    return replace(PEERS[base], name=name, env={**PEERS[base].env, **told("PEER_", own)})
+
+
+def told(prefix: str, settings: str) -> dict[str, str]:
+    """Environment variables from words like `workers=2,lanes=1`."""
+    pairs = (pair.partition("=") for pair in settings.replace("+", ",").replace(" ", ",").split(",") if pair)
+    return {prefix + name.upper(): value for name, _, value in pairs}
 
 
 def python(kind: Kind) -> str:

@@ -265,7 +265,7 @@ def three_models(starts: int) -> tuple[list[float], list[float]]:
         made = [opened(make(name, models)) for name in (*MODELS, str(committed))]
         for start in range(starts):
             say(f"three models: start {start + 1} of {starts}")
-            server = servers.start(servers.ours(servers.OURS), models, models, models)
+            server = servers.start(servers.kind(servers.OURS), models, models, models)
             try:
                 for found in made:
                     first = until_first(server, asks.to_us(found.some(1), "json", "npy", found))
@@ -296,7 +296,9 @@ def parser() -> argparse.ArgumentParser:
     """What the command line takes."""
     top = argparse.ArgumentParser(prog="python -m benchmarks.serving", description="Speed over HTTP, beside others'.")
     top.add_argument("--models", type=listed, default=list(MODELS), help="mlp, conv, or folders of artifacts")
-    top.add_argument("--servers", type=listed, default=list(SERVERS), help=f"of {', '.join(SERVERS)}, ours:workers=2")
+    top.add_argument(
+        "--servers", type=listed, default=list(SERVERS), help=f"of {', '.join(SERVERS)}; with settings: ours:workers=2"
+    )
     top.add_argument("--only", type=listed, help="scenarios or cells: S1, 'S3 c=64'")
     top.add_argument("--ours", default="", help="settings of ours: workers=2,lanes=1 are VAE_SERVE_WORKERS and so on")
     top.add_argument("--binary", choices=("oip", "npy"), default="oip", help="how ours is spoken to in S3 and S4")

@@ -19,7 +19,7 @@ from benchmarks.peers.graph import Array, Graph
 
 BATCH = int(os.environ.get("PEER_BATCH", "64"))
 TIMEOUT = float(os.environ.get("PEER_BATCH_TIMEOUT", "0.001"))
-API_SERVERS = int(os.environ.get("PEER_API_SERVERS", "1"))
+API_SERVERS = int(os.environ.get("PEER_API_SERVERS", "2"))
 Asked = tuple[Array, bool]  # the rows, and whether they came as JSON
 
 
