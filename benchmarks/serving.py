@@ -308,7 +308,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--cores", type=int, default=2, help="cores for client and server together (default 2)")
     top.add_argument("--three", action="store_true", help="also how long a start with three models takes")
     top.add_argument("--quick", action="store_true", help="two turns of a second: does it run, not how fast is it")
-    top.add_argument("--write", action="store_true", help=f"also write {RESULTS.relative_to(servers.ROOT)}")
+    top.add_argument("--write", action="store_true", help="also write benchmarks/results/serving.md")
     return top
 
 
