@@ -18,7 +18,7 @@ from service.batcher import BatchReport
 from service.door import Door
 from service.engine import Engine, Plan, open_engine
 from service.errors import EngineLost, Problem
-from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores
+from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores, v2
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
 from service.http.lane import Lane
@@ -36,6 +36,9 @@ ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample
 
 A score is a lower bound on log p(x) of the density or mass that the model's manifest names, in nats, with its Monte
 Carlo error: KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO."""
+
+# The operations that are models of the Open Inference Protocol.
+V2 = tuple(chain(*(module.OPERATIONS for module in (scores, latents, samples, evidence, impute))))
 
 
 def build(settings: Settings, *, opener: Opener | None = None, door: Door | None = None) -> FastAPI:
@@ -69,7 +72,11 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     )
     operations = _add_routes(app, desk)
     books = Books(door, metrics, settings.access_log)
-    app.include_router(health.router(models, door, metrics, partial(_stalled, lanes, settings.stall_ms / 1e3)))
+    stalled = partial(_stalled, lanes, settings.stall_ms / 1e3)
+    app.include_router(health.router(models, door, metrics, stalled))
+    app.include_router(
+        v2.router(desk, V2, metrics, partial(health.faults, door, stalled), partial(health.unready, models, door))
+    )
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
@@ -135,11 +142,12 @@ def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
 
 
 def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> None:
-    counted = metrics.batches(manifest.name, report.graph)
+    counted = metrics.batches(manifest.name, str(manifest.version), report.graph)
     counted.sizes.observe(report.decoder_rows)
     counted.tickets.inc(report.tickets)
     counted.seconds.observe(report.seconds)
     counted.waiting.set(report.waiting)
+    counted.calls.inc()
 
 
 def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:

@@ -27,6 +27,7 @@ class Batches:
     tickets: Counter
     seconds: Histogram
     waiting: Gauge
+    calls: Counter
 
 
 class Metrics:
@@ -38,7 +39,7 @@ class Metrics:
         # a second series for each counter, that nobody reads
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
-        self._batches: dict[tuple[str, str], Batches] = {}
+        self._batches: dict[tuple[str, str, str], Batches] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.requests = Counter(
@@ -90,6 +91,10 @@ class Metrics:
             ["model", "version"],
             registry=registry,
         )
+        self.engine_calls = Counter(
+            "vae_serve_engine_calls", "Engine calls", ["model", "version", "graph"], registry=registry
+        )
+        self._declare_inferences()
         of = ["model", "version"]
         self.calibration_rows = Gauge(
             "vae_serve_calibration_rows",
@@ -111,15 +116,49 @@ class Metrics:
             "vae_serve_ready", "1 when every required model has answered its golden rows", registry=registry
         )
 
-    def batches(self, model: str, graph: str) -> Batches:
+    def batches(self, model: str, version: str, graph: str) -> Batches:
         """The instruments of a graph's calls, found once: they are used at every call."""
-        found = self._batches.get((model, graph))
+        found = self._batches.get((model, version, graph))
         if found is None:
             of = (model, graph)
-            found = self._batches[of] = Batches(
-                self.batch.labels(*of), self.tickets.labels(*of), self.infer.labels(*of), self.waiting.labels(*of)
+            found = self._batches[model, version, graph] = Batches(
+                self.batch.labels(*of),
+                self.tickets.labels(*of),
+                self.infer.labels(*of),
+                self.waiting.labels(*of),
+                self.engine_calls.labels(model, version, graph),
             )
         return found
+
+    def _declare_inferences(self) -> None:
+        """What the Open Inference Protocol's statistics are made of."""
+        of, registry = ["model", "version", "operation"], self.registry
+        self.inferences = Counter(
+            "vae_serve_inferences", "Requests over /v2: success or fail", [*of, "outcome"], registry=registry
+        )
+        self.inference_seconds = Counter(
+            "vae_serve_inference_seconds",
+            "Of requests over /v2: in all (success, fail), and the stages of those that succeeded",
+            [*of, "stage"],
+            registry=registry,
+        )
+        self.inference_rows = Counter("vae_serve_inference_rows", "Rows answered over /v2", of, registry=registry)
+        self.inference_last = Gauge(
+            "vae_serve_inference_last_timestamp_seconds",
+            "When /v2 answered last, Unix time",
+            of,
+            registry=registry,
+            multiprocess_mode="max",
+        )
+
+    def read(self, *labels: str, name: str) -> dict[tuple[str, ...], float]:
+        """The values of one series by those labels, in their order; what is read is what /metrics would say."""
+        return {
+            tuple(sample.labels[label] for label in labels): sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if sample.name == name
+        }
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

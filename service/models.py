@@ -197,6 +197,11 @@ class Models:
             return f"was refused: {self._refused[key]}"
         return "is still being loaded"
 
+    def states(self) -> list[tuple[str, int, str | None]]:
+        """Every name and version that was found, and why it isn't served; None where it is."""
+        keys = sorted(self._found | self._served.keys())
+        return [(*key, None if key in self._served else self._why(key)) for key in keys]
+
     def catalogue(self) -> list[tuple[str, list[int]]]:
         """Names and their loaded versions, ascending."""
         names = sorted({name for name, _ in self._served})

@@ -41,6 +41,8 @@ ARROWS = {
     "http": LEAVES | {"operations", "models", "footing", "door"},
     "http.telemetry": LEAVES | {"operations", "models", "door", "metrics"},
     "http.health": LEAVES | {"models", "door", "metrics"},
+    "http.v2": LEAVES | {"models", "metrics"},
+    "http.v2.tally": LEAVES | {"metrics"},
 }
 ANYTHING = {"app", "check", "__main__", "offline", "welcome"}  # the doorsteps: they put the parts together
 

@@ -158,7 +158,7 @@ class Desk:
         """The form of the answer and the model that gives it; refuses what needs no body to be refused."""
         visit.operation = operation.name
         self.door.check()
-        visit.errand.deadline, visit.errand.served = self._deadline(heard, visit), True
+        visit.errand.deadline, visit.errand.served = self.deadline(heard, visit), True
         form = wire.negotiate(heard.accept)
         model = find(self.models, name, version)
         visit.model = name
@@ -198,7 +198,7 @@ class Desk:
         visit.rows = len(rows) if rows.ndim else 0
         self.limits.check(visit.rows, draws, most)
 
-    def _deadline(self, heard: Heard, visit: Visit) -> float:
+    def deadline(self, heard: Heard, visit: Visit) -> float:
         """When the answer is late, in the loop's clock, counted from the request's headers."""
         timeout = self.timeout
         if (asked := heard.timeout) is not None:
