@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,18 +16,21 @@ from starlette.responses import RedirectResponse
 from service.artifact import Manifest
 from service.batcher import BatchReport
 from service.door import Door
-from service.engine import Engine, open_engine
-from service.errors import Problem
+from service.engine import Engine, Plan, open_engine
+from service.errors import EngineLost, Problem
 from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores, v2
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
-from service.http.telemetry import Telemetry
+from service.http.lane import Lane
+from service.http.telemetry import Books, Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
 from service.metrics import Metrics
 from service.models import Models, Opener, Workshop, serve
 from service.operations import Keeping
 from service.settings import Settings
+
+GLANCE = 0.25  # seconds between looks at whether a device is lost
 
 ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample, and score every row with its ELBO.
 
@@ -48,6 +52,7 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with serve(models, settings.models, _workshop(settings, opener, lanes, metrics), door.spawn):
+            door.spawn("devices", _watch(models))
             try:
                 yield
             finally:
@@ -65,8 +70,9 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    operations = _add_routes(app, desk)
+    books = Books(door, metrics, settings.access_log)
     stalled = partial(_stalled, lanes, settings.stall_ms / 1e3)
-    _add_routes(app, desk)
     app.include_router(health.router(models, door, metrics, stalled))
     app.include_router(
         v2.router(desk, V2, metrics, partial(health.faults, door, stalled), partial(health.unready, models, door))
@@ -74,24 +80,34 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
-    app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
+    app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
+    app.state.lane = Lane(desk, books, operations)
     return app
 
 
 def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: Metrics) -> Workshop:
     return Workshop(
-        opener or partial(open_engine, device=settings.device),
+        opener or _opener(settings),
         lanes,
         settings.batch,
         settings.batch_ms / 1e3,
         settings.waiting,
+        settings.waiting_ms / 1e3,
+        settings.inline_us / 1e6,
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         partial(_count_refused, metrics),
         settings.drift_false_alarm,
         settings.state,
     )
+
+
+def _opener(settings: Settings) -> Opener:
+    memory = settings.gpu_memory_mb * 2**20 or None
+    plan = Plan(settings.buckets, settings.batch, settings.cuda_graphs, memory)
+    opener = partial(open_engine, device=settings.device)
+    return opener if plan == Plan() else partial(opener, plan=plan)
 
 
 def _desk(settings: Settings, models: Models, door: Door) -> Desk:
@@ -108,7 +124,8 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
     return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3, keeping)
 
 
-def _add_routes(app: FastAPI, desk: Desk) -> None:
+def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
+    """The operations by name, each with its routes."""
     tagged: dict[str, tuple[Operation[Any], ...]] = {
         "scores": (*scores.OPERATIONS, *evidence.OPERATIONS),
         "latents": (*latents.OPERATIONS, *impute.OPERATIONS),
@@ -121,15 +138,16 @@ def _add_routes(app: FastAPI, desk: Desk) -> None:
     app.include_router(catalogue.router(desk))
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     openapi.install(app, desk, chain.from_iterable(tagged.values()), {"infer": v2.example})
+    return {operation.name: operation for operation in chain.from_iterable(tagged.values())}
 
 
 def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> None:
-    where = (manifest.name, report.graph)
-    metrics.batch.labels(*where).observe(report.decoder_rows)
-    metrics.tickets.labels(*where).inc(report.tickets)
-    metrics.infer.labels(*where).observe(report.seconds)
-    metrics.waiting.labels(*where).set(report.waiting)
-    metrics.engine_calls.labels(manifest.name, str(manifest.version), report.graph).inc()
+    counted = metrics.batches(manifest.name, str(manifest.version), report.graph)
+    counted.sizes.observe(report.decoder_rows)
+    counted.tickets.inc(report.tickets)
+    counted.seconds.observe(report.seconds)
+    counted.waiting.set(report.waiting)
+    counted.calls.inc()
 
 
 def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:
@@ -139,6 +157,15 @@ def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:
 
 def _count_refused(metrics: Metrics, name: str, version: int) -> None:
     metrics.refused.labels(name, str(version)).set(1)
+
+
+async def _watch(models: Models) -> None:
+    """Die as soon as an engine's device is lost: the service then ends, for only a new process can compute again."""
+    while True:
+        for model in models.all():
+            if model.engine.lost:
+                raise EngineLost(model.engine.lost)
+        await asyncio.sleep(GLANCE)
 
 
 def _stalled(lanes: Lanes, limit: float) -> str | None:

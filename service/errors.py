@@ -17,6 +17,7 @@ Problem
     ├── ArtifactRefused     a folder that isn't the artifact its manifest says
     ├── DeviceUnavailable   CUDA was demanded and isn't there
     └── EngineFailed        the runtime could not compute these rows
+        └── EngineLost      nor can it compute any others: the process must be started again
 """
 
 from __future__ import annotations
@@ -125,3 +126,7 @@ class DeviceUnavailable(Ours):
 
 class EngineFailed(Ours):
     """The runtime could not compute these rows."""
+
+
+class EngineLost(EngineFailed):
+    """The device is lost to this process, which must be started again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -17,6 +19,17 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The instruments of one graph's engine calls."""
+
+    sizes: Histogram
+    tickets: Counter
+    seconds: Histogram
+    waiting: Gauge
+    calls: Counter
+
+
 class Metrics:
     """All instruments of one process, in a registry of their own."""
 
@@ -26,6 +39,7 @@ class Metrics:
         # a second series for each counter, that nobody reads
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
+        self._batches: dict[tuple[str, str, str], Batches] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.requests = Counter(
@@ -101,6 +115,20 @@ class Metrics:
         self.ready = Gauge(
             "vae_serve_ready", "1 when every required model has answered its golden rows", registry=registry
         )
+
+    def batches(self, model: str, version: str, graph: str) -> Batches:
+        """The instruments of a graph's calls, found once: they are used at every call."""
+        found = self._batches.get((model, version, graph))
+        if found is None:
+            of = (model, graph)
+            found = self._batches[model, version, graph] = Batches(
+                self.batch.labels(*of),
+                self.tickets.labels(*of),
+                self.infer.labels(*of),
+                self.waiting.labels(*of),
+                self.engine_calls.labels(model, version, graph),
+            )
+        return found
 
     def _declare_inferences(self) -> None:
         """What the Open Inference Protocol's statistics are made of."""

@@ -32,12 +32,30 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cuda is strict, auto falls back to the CPU and says so"
     )
+    buckets: Annotated[Literal["auto", "off"] | tuple[int, ...], NoDecode] = Field(
+        "auto",
+        description="auto, off, or a comma list of the rows that batches are padded to; "
+        "auto: 1, 4, 16, … on CUDA, off on the CPU",
+    )
+    cuda_graphs: bool = Field(True, description="capture a CUDA graph of each bucket at the calibrated draws")
+    gpu_memory_mb: int = Field(
+        0, ge=0, le=1_048_576, description="most MiB that one graph's arena may take on the device; 0: no bound"
+    )
     lanes: int = Field(0, ge=0, le=256, description="threads that compute; 0: one for each core of the CPU quota")
     batch: int = Field(1024, ge=1, le=1_048_576, description="most decoder rows (rows × draws) in one engine call")
     batch_ms: int = Field(
         25, ge=1, le=60_000, description="about how long one engine call may take; slow graphs get smaller batches"
     )
     waiting: int = Field(2_097_152, ge=1, description="decoder rows that may wait for one graph; then 429")
+    waiting_ms: int = Field(
+        2_000, ge=1, le=86_400_000, description="how long a newcomer may have to wait for its turn at a graph; then 429"
+    )
+    inline_us: int = Field(
+        500,
+        ge=0,
+        le=1_000,
+        description="a batch that takes less is computed on the event loop, sooner than a thread wakes; 0: none",
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest body, after decompression")
     max_held_bytes: int = Field(
         512 * 2**20, ge=1, description="bodies and arrays of all requests together, in bytes; then 429"
@@ -78,6 +96,16 @@ class Settings(BaseSettings):
         if value and info.data.get("state") is None:
             raise ValueError(f"{PREFIX}STATE should be set too, to the folder where calibrations are to be kept")
         return value
+
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _rows_of_batches(cls, value: object) -> object:
+        if not isinstance(value, str) or value in ("auto", "off"):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isdecimal() and 1 <= int(part) <= 1_048_576 for part in parts):
+            raise ValueError("should be auto, off, or a comma list of numbers of rows from 1 to 1,048,576")
+        return tuple(int(part) for part in parts)
 
     @field_validator("required", mode="before")
     @classmethod

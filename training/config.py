@@ -84,6 +84,7 @@ class Mlp(Part):
 class Conv(Part):
     """Convolutions that halve (encoder) or double (decoder) the picture at each of `sizes` channels, and a dense layer.
 
+    A picture is (height, width), or (channels, height, width).
     Sizes are written from the picture inwards in the encoder and outwards in the decoder.
     """
 

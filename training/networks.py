@@ -68,9 +68,10 @@ def _encoder_body(wanted: config.Network, event_shape: tuple[int, ...], out: int
     size = int(torch.Size(event_shape).numel())
     if isinstance(wanted, config.Mlp):
         return _dense([size + marks, *wanted.sizes, out])
-    channels = 1 + marks // size  # marks are a second picture
+    colours, sides = _picture(event_shape)
+    channels = colours * (1 + marks // size)  # marks are a second picture
     height, width = _smallest(event_shape, len(wanted.sizes))
-    halving: list[nn.Module] = [nn.Unflatten(1, (channels, *event_shape))]
+    halving: list[nn.Module] = [nn.Unflatten(1, (channels, *sides))]
     for before, after in itertools.pairwise((channels, *wanted.sizes)):
         halving += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*halving, nn.Flatten(), *_dense([wanted.sizes[-1] * height * width, wanted.dense, out]))
@@ -86,7 +87,8 @@ def _decoder_body(
     doubling: list[nn.Module] = [nn.ReLU(), nn.Unflatten(1, (first, height, width))]
     for before, after in itertools.pairwise((*wanted.sizes, wanted.sizes[-1])):
         doubling += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-    doubling += [nn.Conv2d(wanted.sizes[-1], heads[0], 3, padding=1), nn.Flatten()]
+    colours, _ = _picture(event_shape)
+    doubling += [nn.Conv2d(wanted.sizes[-1], heads[0] * colours, 3, padding=1), nn.Flatten()]
     return nn.Sequential(*_dense([latent_size, wanted.dense, first * height * width]), *doubling)
 
 
@@ -98,10 +100,16 @@ def _dense(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def _picture(event_shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """A picture's channels and its sides: (height, width) has one channel, (channels, height, width) its own."""
+    return (event_shape[0], event_shape[1:]) if len(event_shape) == 3 else (1, event_shape)
+
+
 def _smallest(event_shape: tuple[int, ...], halvings: int) -> tuple[int, int]:
     """The picture's size after so many halvings; Unusable where it can't be halved so often."""
     factor = 2**halvings
-    if len(event_shape) != 2 or any(side % factor for side in event_shape):
+    _, sides = _picture(event_shape)
+    if len(sides) != 2 or any(side % factor for side in sides):
         shape = "×".join(map(str, event_shape))
         raise Unusable(f"network conv: {halvings} sizes need a picture whose sides divide by {factor}, not {shape}")
-    return event_shape[0] // factor, event_shape[1] // factor
+    return sides[0] // factor, sides[1] // factor

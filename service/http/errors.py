@@ -44,6 +44,11 @@ def status_of(error: Exception) -> int:
 
 async def answer_problem(request: Request, error: Exception) -> Response:
     """The answer to anything in our own tree of errors, and to a bug."""
+    return refusal(request, error)
+
+
+def refusal(request: Request, error: Exception) -> Response:
+    """The same for who doesn't wait."""
     status = status_of(error)
     if status == 500:
         return _ours(request, error)

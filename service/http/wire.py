@@ -182,6 +182,8 @@ def check_count(body: bytes, array: str | None, limits: Limits, event: tuple[int
     Parsed, two bytes become dozens: 64 MiB of `[],` would be gigabytes. What is merely wrong is told so by the parser,
     as long as it stays below a floor that does no harm.
     """
+    if len(body) <= FLOOR // 4:
+        return
     rows = limits.rows if array else 0
     arrays = sum(prod(event[:depth]) for depth in range(len(event)))
     commas, brackets = max(rows * prod(event), FLOOR), max(rows * arrays, FLOOR // 4)

@@ -12,6 +12,7 @@ import pytest
 
 from service import artifact, engine
 from service.artifact import Arrays, Artifact
+from service.engine import opening
 from service.errors import ArtifactRefused, DeviceUnavailable, EngineFailed
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +151,7 @@ def test_cuda_is_strict_and_auto_is_not(tiny: Artifact, monkeypatch: pytest.Monk
     with pytest.raises(DeviceUnavailable, match="onnxruntime-gpu"):
         engine.open_engine(tiny, "cuda")
     assert engine.open_engine(tiny, "auto").device == "cpu"
-    monkeypatch.setattr(engine, "_expected_cuda", lambda: True)
+    monkeypatch.setattr(opening, "_expected_cuda", lambda: True)
     fallen = engine.open_engine(tiny, "auto")
     assert fallen.providers == [engine.CPU]
     assert fallen.fallback is not None

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from service.artifact import Array
 from service.errors import Late, Malformed
-from service.http.exchange import Desk, Held, checked, header, off_loop, read_body, while_there
+from service.http.exchange import Desk, Held, checked, header, hear, off_loop, read_body, while_there
 from service.http.telemetry import Visit
 from service.http.v2 import answer, encodings, request
 from service.http.v2.answer import Answer
@@ -40,7 +40,7 @@ class Window:
         """One request: exactly one answer, in time, to a caller who is still there."""
         visit: Visit = asked.scope["visit"]
         self.desk.door.check()
-        visit.errand.deadline, visit.errand.served = self.desk.deadline(asked), True
+        visit.errand.deadline, visit.errand.served = self.desk.deadline(hear(asked), visit), True
         served = self.shelf.find(asked.path_params["model"], asked.path_params.get("version"))
         visit.operation, visit.model = served.operation.name, served.model.manifest.name
         try:

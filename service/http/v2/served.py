@@ -13,9 +13,9 @@ from service.models import Model, Models
 
 PLATFORM = "onnx_onnxv1"
 DEFAULT = "score"  # the operation that an artifact's bare name stands for
-# The graph whose engine calls an operation is counted by.
+# Whose engine calls an operation is counted by: a graph's, or those of whole appraisals.
 GRAPHS = {
-    "score": "elbo",
+    "score": "score",
     "encode": "encoder",
     "decode": "decoder",
     "reconstruct": "decoder",

@@ -1,0 +1,35 @@
+"""The engine: one artifact's ONNX Runtime sessions. Knows nothing of requests, and nothing of who computes when.
+
+opening      an artifact → an engine, on the CPU or on CUDA
+plain        Engine: sessions, and rows → answers
+bucketed     the same at a few fixed shapes, in buffers made once: what CUDA wants
+    stage      one graph's session and its slots
+    slot       one batch's buffers: in, run, out
+    grid       the shapes, and how rows and draws are cut and padded to them
+    cuda       libcudart, as far as buffers and copies need it
+sessions     graphs opened in the runtime
+golden       what a graph must answer before it is served
+onnxfile     whether a file is one self-contained graph
+"""
+
+from service.engine.bucketed import Bucketed
+from service.engine.golden import LOOSEST, check_golden, difference
+from service.engine.grid import Plan
+from service.engine.onnxfile import onnx_fault
+from service.engine.opening import Device, open_engine
+from service.engine.plain import Engine
+from service.engine.sessions import CPU, CUDA
+
+__all__ = [
+    "CPU",
+    "CUDA",
+    "LOOSEST",
+    "Bucketed",
+    "Device",
+    "Engine",
+    "Plan",
+    "check_golden",
+    "difference",
+    "onnx_fault",
+    "open_engine",
+]

@@ -1,0 +1,63 @@
+"""An engine: one artifact's sessions, and rows → answers. Knows no request, and nothing of who computes when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from service.artifact import Array, Arrays
+from service.engine.cuda import Runtime
+from service.errors import EngineFailed, EngineLost
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One artifact's sessions. `device` is where they really are; `fallback` says why that is not what was wanted.
+
+    runtime is CUDA's, where they are on it: it knows whether the device is lost to this process.
+    """
+
+    device: Literal["cpu", "cuda"]
+    providers: list[str]
+    fallback: str | None
+    sessions: Mapping[str, ort.InferenceSession] = field(repr=False)
+    runtime: Runtime | None = field(default=None, repr=False, kw_only=True)
+
+    @cached_property
+    def names(self) -> Mapping[str, list[str]]:
+        """What each graph gives, in its order."""
+        return {name: [output.name for output in session.get_outputs()] for name, session in self.sessions.items()}
+
+    @property
+    def lost(self) -> str | None:
+        """Why no call can succeed any more in this process, if that is so."""
+        return self.runtime.fault if self.runtime else None
+
+    def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
+        """Run one graph; blocks. EngineFailed says what the runtime said."""
+        names = self.names[graph]
+        try:
+            return dict(zip(names, self.sessions[graph].run(names, feeds), strict=True))
+        except Exception as error:  # the runtime's exceptions share no base class
+            raise failure(graph, error, self.runtime) from error
+
+    def run(self, graph: str, pieces: Mapping[str, Sequence[Array]], shared: Mapping[str, Array]) -> Arrays:
+        """Run one graph on the rows of several tickets, copied once: pieces by input, and what all of them share."""
+        return self.compute(graph, {name: joined(parts) for name, parts in pieces.items()} | dict(shared))
+
+
+def joined(parts: Sequence[Array]) -> Array:
+    """Parts one below the other; one that is contiguous is taken as it is."""
+    return np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])
+
+
+def failure(graph: str, error: Exception, runtime: Runtime | None) -> EngineFailed:
+    """What a failed call is to us: these rows' failure, or the end of the device for this process."""
+    if runtime and (fault := runtime.lost()):
+        return EngineLost(f"{graph}: {error}; {fault}")
+    return EngineFailed(f"{graph}: {error}")
