@@ -13,7 +13,7 @@ from service.models import Model, Models
 
 PLATFORM = "onnx_onnxv1"
 DEFAULT = "score"  # the operation that an artifact's bare name stands for
-# Whose engine calls an operation is counted by: a graph's, or those of whole appraisals.
+# The work whose engine calls an operation is counted by.
 GRAPHS = {
     "score": "score",
     "encode": "encoder",
