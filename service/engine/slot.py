@@ -115,7 +115,7 @@ class Slot:
         ports = {**layout.inputs, **layout.outputs}
         self._taken = {name: buffers.take(max(1, lead[port.axes] * port.bytes)) for name, port in ports.items()}
         self._bound: dict[Shape, Bound] = {}
-        self._banks: dict[str, Shape | None] = {}  # the shape at which a bank's buffer was filled last
+        self._banks: dict[str, Shape] = {}  # the shape at which a bank was sent last
 
     def bind(self, shape: Shape, graph_id: int | None = None) -> Bound:
         """A shape, bound the first time it is asked for; graph_id: of the CUDA graph that it is to be captured as."""
@@ -143,25 +143,19 @@ class Slot:
     def fill(self, rows: Rows, shared: Mapping[str, Array], tile: Tile) -> None:
         """Copy a tile's rows and banks in, pad them to its shape, and send them to the session's side."""
         bound = self.bind(tile.shape)
-        sent = []
+        changed = []
         for name, port in self._layout.inputs.items():
             view = bound.inputs[name]
-            if port.axes == "k":
-                if not self._changed(name, view, shared[name][tile.draws], tile.shape):
-                    continue
-            else:
+            if port.axes != "k":
                 copy_rows(view, rows[name], tile, drawn=port.axes == "nk")
-            sent.append((self._taken[name], view.nbytes))
-        self._buffers.upload(sent)
-
-    def _changed(self, name: str, view: Array, bank: Array, shape: Shape) -> bool:
-        """Put a bank in its place unless it is there: told by its values, for a bank may be made anew or elsewhere."""
-        if self._banks.get(name) == shape and view.dtype == bank.dtype and np.array_equal(view[: len(bank)], bank):
-            return False
-        np.copyto(view[: len(bank)], bank, casting="no")
-        view[len(bank) :] = view[len(bank) - 1]
-        self._banks[name] = shape
-        return True
+            elif self._banks.get(name) == tile.shape and holds(view, shared[name][tile.draws]):
+                continue
+            else:
+                self._banks.pop(name, None)  # until it is there on both sides
+                copy_draws(view, shared[name][tile.draws])
+            changed.append(name)
+        self._buffers.upload([(self._taken[name], bound.inputs[name].nbytes) for name in changed])
+        self._banks |= {name: tile.shape for name in changed if self._layout.inputs[name].axes == "k"}
 
     def run(self, shape: Shape, on: Callable[[Callable[[], None]], None]) -> None:
         """Run what was filled in; `on` says where the call is made."""
@@ -200,3 +194,14 @@ def copy_rows(view: Array, parts: Sequence[Array], tile: Tile, *, drawn: bool) -
     if drawn:
         view[:at, draws:] = view[:at, draws - 1 : draws]
     view[at:] = view[at - 1]
+
+
+def holds(view: Array, bank: Array) -> bool:
+    """Whether a bank is there already: told by its values, for it may be made anew, lie elsewhere, or have changed."""
+    return view.dtype == bank.dtype and np.array_equal(view[: len(bank)], bank)
+
+
+def copy_draws(view: Array, bank: Array) -> None:
+    """A bank's draws; the rest of the view repeats the last."""
+    np.copyto(view[: len(bank)], bank, casting="no")
+    view[len(bank) :] = view[len(bank) - 1]
