@@ -23,7 +23,7 @@ from service.engine.grid import Tile
 from service.engine.sessions import Algorithms, OnCuda
 from service.engine.slot import copy_rows
 from service.errors import ArtifactRefused, DeviceUnavailable, EngineFailed, EngineLost
-from tests.kit import COMMITTED, PATIENCE
+from tests.kit import COMMITTED, PATIENCE, wait_until
 from tests.rehearsal import Library, Session, rehearsed
 
 PLAN = Plan(buckets=(4, 16), size=64)
@@ -263,14 +263,12 @@ def test_the_next_batch_is_copied_while_one_is_computed(stage: tuple[Bucketed, L
         assert goes.wait(PATIENCE)
 
     opened["elbo"].before = wait
-    never_set = threading.Event()
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(engine.compute, "elbo", asked[0])
         assert held.wait(PATIENCE)
         before = library.up
         others = [pool.submit(engine.compute, "elbo", given) for given in asked[1:]]
-        while library.up == before:
-            never_set.wait(0.001)
+        wait_until(lambda: library.up > before)
         assert not first.done()
         assert len(opened["elbo"].runs) == 1
         goes.set()
