@@ -7,7 +7,7 @@ reads. A buffer serves every shape of the grid, so it begins at one address for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -179,21 +179,26 @@ def copy_rows(view: Array, parts: Sequence[Array], tile: Tile, *, drawn: bool) -
     Padding is a valid row, never what the memory held: not-a-numbers would slow a kernel, and rows of nothing could
     fail where rows of data don't.
     """
-    draws = tile.draws.stop - tile.draws.start
-    at = 0  # rows of the tile that are filled
-    begins = 0  # where a part begins among all rows
-    for part in parts:
-        first, last = max(tile.rows.start, begins) - begins, min(tile.rows.stop - begins, len(part))
-        begins += len(part)
-        if first >= last:
-            continue
-        target = view[at : at + last - first]
-        np.copyto(target[:, :draws] if drawn else target, part[first:last, tile.draws] if drawn else part[first:last],
-                  casting="no")  # fmt: skip
-        at += last - first
+    rows, draws = tile.rows.stop - tile.rows.start, tile.draws.stop - tile.draws.start
+    taken = [part[:, tile.draws] if drawn else part for part in within(parts, tile.rows)]
+    np.concatenate(taken, out=view[:rows, :draws] if drawn else view[:rows], casting="no")
     if drawn:
-        view[:at, draws:] = view[:at, draws - 1 : draws]
-    view[at:] = view[at - 1]
+        view[:rows, draws:] = view[:rows, draws - 1 : draws]
+    view[rows:] = view[rows - 1]
+
+
+def within(parts: Sequence[Array], rows: slice) -> Iterator[Array]:
+    """What some of all rows are made of, part by part.
+
+    >>> [part.tolist() for part in within([np.arange(3), np.arange(3, 5), np.arange(5, 9)], slice(1, 5))]
+    [[1, 2], [3, 4]]
+    """
+    begins = 0
+    for part in parts:
+        first, last = max(rows.start - begins, 0), min(rows.stop - begins, len(part))
+        begins += len(part)
+        if first < last:
+            yield part[first:last]
 
 
 def holds(view: Array, bank: Array) -> bool:

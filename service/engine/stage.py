@@ -69,14 +69,14 @@ class Stage:
             raise ValueError(f"it takes {', '.join(self._layout.inputs)}, not {', '.join(given)}")
         lengths: dict[str, set[int]] = {"n": set(), "k": set()}
         for name, port in self._layout.inputs.items():
+            dtype, lead = np.dtype(port.dtype), len(port.axes)
             for part in given[name]:
-                if part.dtype.str != port.dtype or part.shape[len(port.axes) :] != port.event:
-                    found = f"{part.dtype} {part.shape}"
-                    raise ValueError(f"{name} is {found}, not {np.dtype(port.dtype)} ({port.axes}, *{port.event})")
-                if "k" in port.axes:
-                    lengths["k"].add(part.shape[port.axes.index("k")])
+                if part.dtype != dtype or part.shape[lead:] != port.event or part.ndim < lead:
+                    raise ValueError(f"{name} is {part.dtype} {part.shape}, not {dtype} ({port.axes}, *{port.event})")
             if "n" in port.axes:
                 lengths["n"].add(sum(len(part) for part in given[name]))
+            if "k" in port.axes:
+                lengths["k"] |= {part.shape[lead - 1] for part in given[name]}
         for axis, found_lengths in lengths.items():
             if len(found_lengths) > 1:
                 raise ValueError(f"inputs differ in {axis}: {', '.join(map(str, sorted(found_lengths)))}")
