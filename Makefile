@@ -10,7 +10,7 @@ SERVICE  := $(if $(GPU),.venv-gpu,.venv)
 DEV      := .venv-dev
 PIP      := -m pip --quiet --disable-pip-version-check
 
-.PHONY: help serve test check format fit export calibrate story bench-anomaly container-test requirements clean
+.PHONY: help serve test check format fit export calibrate story bench-anomaly bench-serving container-test requirements clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  |/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -47,6 +47,9 @@ bench-anomaly: $(DEV)/ready  ## what detects anomalies in TABLES, a folder of .n
 	@test -n "$(TABLES)" || { echo "usage: make bench-anomaly TABLES=folder"; exit 2; }
 	@$(DEV)/bin/python $(PIP) install --no-compile -c requirements/trainer.txt -e '.[bench]'
 	@$(DEV)/bin/python -m benchmarks.anomaly $(TABLES)
+
+bench-serving: $(DEV)/ready  ## how fast rows are scored, beside mosec, LitServe and others; ARGS="--quick" (needs wrk)
+	@$(DEV)/bin/python -m benchmarks.serving $(ARGS)
 
 container-test:  ## build the cpu image, run it locked down, and hold it to its promises
 	@$(PYTHON) scripts/container_test.py

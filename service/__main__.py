@@ -12,6 +12,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -59,7 +61,7 @@ async def run(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=app.state.lane.protocol(),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -68,6 +70,7 @@ async def run(settings: Settings) -> int:
     )
     server = Server(config)
     own_signals(door, settings)
+    watch(app.state.lanes, settings.stall_ms / 1e3)
     serving = asyncio.create_task(server.serve([listener]))
     if settings.welcome:
         door.spawn("welcome", welcome.greet(app.state.models, server))
@@ -82,6 +85,21 @@ async def run(settings: Settings) -> int:
     if not await idle(app.state.lanes):
         leave(status)
     return status
+
+
+def watch(lanes: Lanes, limit: float) -> None:
+    """End the process if the loop itself computes for longer than an engine call may: nobody can be answered then.
+
+    Small batches are computed there. One that stalls would stop the signals and /livez with it.
+    """
+
+    def look() -> None:
+        while lanes.longest_here() < limit:
+            time.sleep(min(1.0, limit / 4))
+        log.critical("an engine call on the event loop has taken more than %.3g s; ending", limit)
+        leave(1)
+
+    threading.Thread(target=look, name="watch", daemon=True).start()
 
 
 async def idle(lanes: Lanes, patience: float = 1.0) -> bool:

@@ -162,9 +162,9 @@ def _shrink(standard: Doubles) -> Doubles:
 
 def _log_density(states: tuple[Doubles, ...], fitted: Parameters) -> Doubles:
     """log N(states), a column at a time, so that a row's number doesn't depend on its neighbours."""
-    centred = [column - mean for column, mean in zip(states, fitted["mean"], strict=True)]
+    centred = [column - mean for column, mean in zip(states, fitted["mean"].tolist(), strict=True)]
     total = np.zeros_like(states[0])
-    for index, weights in enumerate(fitted["whitening"]):
+    for index, weights in enumerate(fitted["whitening"].tolist()):  # Python's numbers meet arrays faster than NumPy's
         white = weights[0] * centred[0]
         for weight, column in zip(weights[1 : index + 1], centred[1 : index + 1], strict=True):
             white = white + weight * column  # whitening is lower triangular

@@ -18,10 +18,11 @@ from service.batcher import BatchReport
 from service.door import Door
 from service.engine import Engine, Plan, open_engine
 from service.errors import EngineLost, Problem
-from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores
+from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores, v2
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
-from service.http.telemetry import Telemetry
+from service.http.lane import Lane
+from service.http.telemetry import Books, Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
 from service.metrics import Metrics
@@ -35,6 +36,9 @@ ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample
 
 A score is a lower bound on log p(x) of the density or mass that the model's manifest names, in nats, with its Monte
 Carlo error: KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO."""
+
+# The operations that are models of the Open Inference Protocol.
+V2 = tuple(chain(*(module.OPERATIONS for module in (scores, latents, samples, evidence, impute))))
 
 
 def build(settings: Settings, *, opener: Opener | None = None, door: Door | None = None) -> FastAPI:
@@ -66,13 +70,19 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    _add_routes(app, desk)
-    app.include_router(health.router(models, door, metrics, partial(_stalled, lanes, settings.stall_ms / 1e3)))
+    operations = _add_routes(app, desk)
+    books = Books(door, metrics, settings.access_log)
+    stalled = partial(_stalled, lanes, settings.stall_ms / 1e3)
+    app.include_router(health.router(models, door, metrics, stalled))
+    app.include_router(
+        v2.router(desk, V2, metrics, partial(health.faults, door, stalled), partial(health.unready, models, door))
+    )
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
-    app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
+    app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
+    app.state.lane = Lane(desk, books, operations)
     return app
 
 
@@ -83,6 +93,8 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
         settings.batch,
         settings.batch_ms / 1e3,
         settings.waiting,
+        settings.waiting_ms / 1e3,
+        settings.inline_us / 1e6,
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         partial(_count_refused, metrics),
@@ -112,7 +124,8 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
     return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3, keeping)
 
 
-def _add_routes(app: FastAPI, desk: Desk) -> None:
+def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
+    """The operations by name, each with its routes."""
     tagged: dict[str, tuple[Operation[Any], ...]] = {
         "scores": (*scores.OPERATIONS, *evidence.OPERATIONS),
         "latents": (*latents.OPERATIONS, *impute.OPERATIONS),
@@ -125,14 +138,16 @@ def _add_routes(app: FastAPI, desk: Desk) -> None:
     app.include_router(catalogue.router(desk))
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     openapi.install(app, desk, chain.from_iterable(tagged.values()))
+    return {operation.name: operation for operation in chain.from_iterable(tagged.values())}
 
 
 def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> None:
-    where = (manifest.name, report.graph)
-    metrics.batch.labels(*where).observe(report.decoder_rows)
-    metrics.tickets.labels(*where).inc(report.tickets)
-    metrics.infer.labels(*where).observe(report.seconds)
-    metrics.waiting.labels(*where).set(report.waiting)
+    counted = metrics.batches(manifest.name, str(manifest.version), report.graph)
+    counted.sizes.observe(report.decoder_rows)
+    counted.tickets.inc(report.tickets)
+    counted.seconds.observe(report.seconds)
+    counted.waiting.set(report.waiting)
+    counted.calls.inc()
 
 
 def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:

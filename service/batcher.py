@@ -1,9 +1,12 @@
-"""The batcher: many callers' rows → one call → each caller's rows. Knows one graph and nothing of what it means.
+"""The batcher: many callers' rows → one call → each caller's rows. Knows one kind of call and nothing of what it means.
 
 No timer. A batch is whatever is waiting when a lane comes free, and it is cut after the turn is taken, so load
 alone makes batches and a lone caller never waits for company. Room, cost and pieces are counted in decoder rows
 (rows × draws). A large ticket is cut into engine-sized pieces, along rows and then along draws; after each it queues
 up behind those who came meanwhile, so small tickets wait for one piece of it and not for all.
+
+A batch that takes less than it takes to wake a thread twice is computed on the loop itself, where everything that came
+in the same turn of the loop shares it.
 
 Every ticket is settled exactly once: answered, failed, expired, or its caller has gone and it is never computed.
 """
@@ -15,18 +18,37 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from service.artifact import Array, Arrays, Graph
+from service.artifact import Array, Arrays
+from service.cost import Cost
 from service.errors import EngineFailed, Late, NotReady, Overloaded, Problem
 from service.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
-Compute = Callable[[str, Mapping[str, Array]], Arrays]
+
+class Work:
+    """What a batcher has done: named arrays of several tickets in, and for each of their rows an answer out.
+
+    `drawn` are the inputs whose second axis is the draws, `wide` the outputs that have one. A work without either is
+    never cut along its draws.
+    """
+
+    name: str
+    drawn: tuple[str, ...] = ()
+    wide: frozenset[str] = frozenset()
+
+    def compute(self, rows: Mapping[str, Sequence[Array]], bank: Any, draws: slice) -> Arrays:
+        """One call; blocks. `bank` is what the batch's tickets share, `draws` those of it that are wanted."""
+        raise NotImplementedError
+
+    def finished(self, outputs: Arrays, bank: Any) -> None:
+        """A call is done; on the loop, before its tickets are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What one call to the engine was; metrics are made of these."""
+    """What one call was; metrics are made of these."""
 
     graph: str
     tickets: int
@@ -49,20 +71,24 @@ class BatchReport:
     waiting: int
 
 
+Tell = Callable[[Answer | Problem], None]
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One caller's rows, where its reply goes, and how far it has been cut."""
+    """One caller's rows, whom to tell, and how far it has been cut."""
 
     rows: Arrays
-    bank: Array | None
+    bank: Any
     key: object
     count: int
     draws: int
     deadline: float
-    reply: asyncio.Future[Answer]
+    tell: Tell
     row: int = 0
     draw: int = 0
     pending: int = 0
+    settled: bool = False
     arrived: float = field(default_factory=time.perf_counter)  # finer than the loop's clock, which is for deadlines
     started: float = math.nan
     outputs: Arrays = field(default_factory=dict)
@@ -89,6 +115,12 @@ class Ticket:
         self.pending += 1
         return piece
 
+    def settle(self, found: Answer | Problem) -> None:
+        """Tell the caller, once."""
+        if not self.settled:
+            self.settled = True
+            self.tell(found)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -110,103 +142,141 @@ class Piece:
 
 
 class Batcher:
-    """The waiting room of one graph. Run `serve` in a task group; `submit` from anywhere on its loop.
+    """The waiting room of one work. Run `serve` in a task group; `submit` or `post` from anywhere on its loop.
 
-    size: decoder rows in one call to the engine. room: decoder rows that may wait.
+    size: decoder rows in one call. room: decoder rows that may wait. patience: seconds that a newcomer may have to wait
+    for its turn. inline: seconds up to which a batch is computed on the loop itself.
     """
 
     def __init__(
         self,
-        graph: Graph,
-        compute: Compute,
+        work: Work,
         lanes: Lanes,
         *,
         size: int,
         room: int,
-        pace: float = 0.0,
+        cost: Cost | None = None,
+        patience: float = math.inf,
+        inline: float = 0.0,
         report: Callable[[BatchReport], None] = lambda _: None,
     ) -> None:
-        self._graph = graph
-        self._compute = compute
+        self.size = size
+        self._work = work
         self._lanes = lanes
-        self._size = size
         self._room = room
-        self._pace = pace  # seconds a decoder row, the best seen: an estimate that a stall can't poison
+        self._cost = cost or Cost()
+        self._patience = patience
+        self._inline = inline
         self._report = report
         self._queue: deque[Ticket] = deque()
         self._resting: list[Ticket] = []  # tickets that were cut last and are not done; they queue up behind newcomers
         self._held: set[Ticket] = set()  # tickets that aren't settled
         self._waiting = 0  # decoder rows that no call has taken
-        self._arrival = asyncio.Event()
+        self._turns = 0  # of these, the decoder rows of every ticket's next piece: what a newcomer waits for
+        self._asked = self._woken = False
         self._closed = False
+        self._broken: asyncio.Future[None] | None = None
 
     @property
     def waiting(self) -> int:
         """Decoder rows that wait."""
         return self._waiting
 
-    async def submit(
-        self, rows: Arrays, *, bank: Array | None = None, key: object = None, deadline: float = math.inf
-    ) -> Answer:
+    @property
+    def turn(self) -> float:
+        """Seconds until a newcomer's turn comes, by what other calls have cost."""
+        if not self._waiting:
+            return 0.0
+        return self._cost.seconds(self._turns, math.ceil(self._turns / self.size)) / self._lanes.count
+
+    async def submit(self, rows: Arrays, *, bank: Any = None, key: object = None, deadline: float = math.inf) -> Answer:
         """Have rows computed; all arrays of `rows` share their first axis.
 
         bank is what all rows share; tickets with equal keys have equal banks and may run together. deadline is in
         the loop's clock. Raises Overloaded, Late, NotReady, or EngineFailed.
         """
-        ticket = self._ticket(rows, bank, key, deadline)
+        reply: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def tell(found: Answer | Problem) -> None:
+            if reply.done():
+                return
+            if isinstance(found, Answer):
+                reply.set_result(found)
+            else:
+                reply.set_exception(found)
+
+        ticket = self.post(rows, tell, bank=bank, key=key, deadline=deadline)
+        try:
+            async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
+                return await reply
+        except TimeoutError:
+            raise Late("the deadline passed before the answer was ready") from None
+        finally:
+            self.drop(ticket)
+
+    def post(
+        self, rows: Arrays, tell: Tell, *, bank: Any = None, key: object = None, deadline: float = math.inf
+    ) -> Ticket:
+        """The same for who would rather be told than wait. `drop` the ticket when it is no longer wanted."""
+        draws = len(bank) if bank is not None else 1
+        if self._work.drawn:
+            draws = rows[self._work.drawn[0]].shape[1]
+        ticket = Ticket(rows, bank, key, len(next(iter(rows.values()))), draws, deadline, tell)
         self._admit(ticket)
         self._held.add(ticket)
         self._queue.append(ticket)
         self._waiting += ticket.uncut
-        self._arrival.set()
-        try:
-            async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
-                return await ticket.reply
-        except TimeoutError:
-            raise Late("the deadline passed before the answer was ready") from None
-        finally:
-            self._forget(ticket)
+        self._turns += min(ticket.uncut, self.size)
+        self._wake()
+        return ticket
 
-    def _ticket(self, rows: Arrays, bank: Array | None, key: object, deadline: float) -> Ticket:
-        loop = asyncio.get_running_loop()
-        draws = len(bank) if bank is not None else 1
-        if self._graph.drawn:
-            draws = rows[self._graph.drawn[0]].shape[1]
-        count = len(next(iter(rows.values())))
-        return Ticket(rows, bank, key, count, draws, deadline, loop.create_future())
+    def check(self) -> None:
+        """Refuse at the door, before a body is parsed, while newcomers would wait too long for their turn."""
+        if self._closed:
+            raise NotReady("the model is being put away")
+        if self._waiting and (wait := self.turn) > self._patience:
+            said = f"newcomers wait {wait:.2g} s for their turn, more than {self._patience:.2g} s"
+            raise Overloaded(said, retry_after=max(1.0, wait - self._patience))
 
     def _admit(self, ticket: Ticket) -> None:
         """Refuse at the door what there is no room for, or no time."""
-        if self._closed:
-            raise NotReady("the model is being put away")
+        self.check()
         if self._waiting and self._waiting + ticket.uncut > self._room:
-            wait = max(1.0, self._waiting * self._pace / self._lanes.count)
+            wait = max(1.0, self._cost.seconds(self._waiting) / self._lanes.count)
             raise Overloaded(f"{self._waiting} of {self._room} decoder rows are waiting already", retry_after=wait)
-        need = (self._waiting + ticket.uncut) * self._pace / self._lanes.count
+        if math.isinf(ticket.deadline):
+            return
+        need = self._need(ticket)
         if asyncio.get_running_loop().time() + need > ticket.deadline:
             raise Late(f"the deadline can't be met: about {need:.3g} s of work come first", retry_after=max(1.0, need))
 
-    def _forget(self, ticket: Ticket) -> None:
+    def _need(self, ticket: Ticket) -> float:
+        """Seconds until a newcomer is done: tickets take turns, so that it waits for no more of each than it brings."""
+        own = ticket.uncut
+        before = min(self._waiting, self._turns if own <= self.size else own * (len(self._queue) + len(self._resting)))
+        calls = math.ceil((before + own) / self.size)
+        return self._cost.seconds(before + own, calls) / min(self._lanes.count, calls)
+
+    def drop(self, ticket: Ticket) -> None:
         """The caller has its answer or has gone: what is left of the ticket is dropped and its room given back."""
         self._held.discard(ticket)
-        if not ticket.reply.done():
-            ticket.reply.cancel()
+        ticket.settled = True
         if ticket.uncut:
-            self._waiting -= ticket.uncut
             (self._queue if ticket in self._queue else self._resting).remove(ticket)
-            ticket.row, ticket.draw = ticket.count, 0
+            self._abandon(ticket)
+
+    def _abandon(self, ticket: Ticket) -> None:
+        """Nothing more of a ticket is computed."""
+        self._waiting -= ticket.uncut
+        self._turns -= min(ticket.uncut, self.size)
+        ticket.row, ticket.draw = ticket.count, 0
 
     async def serve(self) -> None:
         """Answer tickets until cancelled; then settle whoever is left."""
+        self._broken = asyncio.get_running_loop().create_future()
+        self._wake()
         try:
-            async with asyncio.TaskGroup() as calls:
-                while True:
-                    await self._arrival.wait()
-                    await self._lanes.take()
-                    if batch := self._cut():
-                        calls.create_task(self._answer(batch))
-                    else:
-                        self._lanes.give()
+            await self._broken
         finally:
             self.close()
 
@@ -214,123 +284,184 @@ class Batcher:
         """Refuse newcomers and settle everyone who waits."""
         self._closed = True
         for ticket in list(self._held):
-            _fail(ticket, NotReady("the model was put away before it reached these rows"))
+            ticket.settle(NotReady("the model was put away before it reached these rows"))
 
-    def _cut(self) -> list[Piece]:
+    # ------------------------------------------------------------ turns
+
+    def _wake(self) -> None:
+        """Take a turn once everything that came in this turn of the loop is here."""
+        if not self._woken and self._broken is not None:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._guarded, self._turn)
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
+        """A step of the batcher's own; a bug in one ends `serve`, loudly."""
+        try:
+            step(*arguments)
+        except Exception as error:
+            if self._broken is None or self._broken.done():
+                raise
+            self._broken.set_exception(error)
+
+    def _turn(self) -> None:
+        """Compute here what is quick, and ask for a lane for the rest."""
+        self._woken = False
+        if not (self._queue or self._resting):
+            return
+        if self._waiting <= self._quick():
+            if batch := self._cut(self.size):
+                self._compute_here(batch)
+            if self._queue or self._resting:
+                self._wake()
+        elif not self._asked:
+            self._asked = True
+            self._lanes.ask(self._granted)
+
+    def _quick(self) -> int:
+        """Decoder rows that are computed sooner than a thread is woken for them."""
+        return min(self.size, self._cost.within(self._inline)) if self._inline else 0
+
+    def _granted(self) -> None:
+        self._asked = False
+        batch = self._cut(self.size)
+        if not batch:
+            self._lanes.give()
+            return
+        started = time.perf_counter()
+
+        def done(outputs: Arrays, error: BaseException | None) -> None:
+            self._lanes.give()
+            self._guarded(self._finish, batch, outputs, error, time.perf_counter() - started)
+
+        self._lanes.start(lambda: self._call(batch), done)
+        if self._queue or self._resting:
+            self._wake()
+
+    def _compute_here(self, batch: list[Piece]) -> None:
+        started = time.perf_counter()
+        outputs: Arrays = {}
+        error: Exception | None = None
+        try:
+            outputs = self._lanes.here(lambda: self._call(batch))
+        except Exception as failure:
+            error = failure
+        self._finish(batch, outputs, error, time.perf_counter() - started)
+
+    # ------------------------------------------------------------ batches
+
+    def _cut(self, room: int) -> list[Piece]:
         """The next batch: the first ticket that is still wanted, and all others that can share its call."""
         batch: list[Piece] = []
         passed: list[Ticket] = []
-        self._queue.extend(self._resting)
-        self._resting = []
-        room = self._size
+        if self._resting:
+            self._queue.extend(self._resting)
+            self._resting = []
         now = asyncio.get_running_loop().time()
+        clock = time.perf_counter()
         while self._queue and room > 0:
             ticket = self._queue.popleft()
             if not self._wanted(ticket, now):
                 continue
-            piece = ticket.cut(self._size, room) if not batch or self._together(batch[0], ticket) else None
+            before = min(ticket.uncut, self.size)
+            piece = ticket.cut(self.size, room) if not batch or self._together(batch[0], ticket) else None
             if piece is None:
                 passed.append(ticket)
                 continue
             batch.append(piece)
             room -= piece.cost
             self._waiting -= piece.cost
-            ticket.started = time.perf_counter() if math.isnan(ticket.started) else ticket.started
+            self._turns += min(ticket.uncut, self.size) - before
+            ticket.started = clock if math.isnan(ticket.started) else ticket.started
             if ticket.uncut:
                 self._resting.append(ticket)
         self._queue.extendleft(reversed(passed))
-        if not self._queue and not self._resting:
-            self._arrival.clear()
         return batch
 
     def _wanted(self, ticket: Ticket, now: float) -> bool:
         """Whether a ticket is still to be computed; one that expired or failed gives its room back here."""
-        if not ticket.reply.done() and now >= ticket.deadline:
-            _fail(ticket, Late("the deadline passed while the rows waited"))
-        if not ticket.reply.done():
+        if not ticket.settled and now >= ticket.deadline:
+            ticket.settle(Late("the deadline passed while the rows waited"))
+        if not ticket.settled:
             return True
-        self._waiting -= ticket.uncut
-        ticket.row, ticket.draw = ticket.count, 0
+        self._abandon(ticket)
         return False
 
     def _together(self, piece: Piece, ticket: Ticket) -> bool:
         """Whether a ticket's next piece can share a call: the same bank, at the same draws."""
-        return (piece.draws.start, piece.draws.stop) == ticket.span(self._size) and piece.ticket.key == ticket.key
-
-    async def _answer(self, batch: list[Piece]) -> None:
-        """Compute a batch and hand each piece its part; if it fails, find whose fault it was."""
-        try:
-            await self._run(batch)
-        except Exception as error:
-            await self._blame(batch, error)
-        finally:
-            self._lanes.give()
-
-    async def _run(self, batch: list[Piece]) -> None:
-        started = time.perf_counter()
-        outputs = await self._lanes.run(lambda: self._call(batch))
-        seconds = time.perf_counter() - started
-        cost = sum(piece.cost for piece in batch)
-        self._pace = min(self._pace, seconds / cost) if self._pace else seconds / cost
-        self._report(BatchReport(self._graph.name, len(batch), cost, seconds, self._waiting))
-        row = 0
-        for piece in batch:
-            _hand(piece, {name: array[row : row + piece.count] for name, array in outputs.items()}, self._graph)
-            row += piece.count
+        return piece.ticket.key == ticket.key and (piece.draws.start, piece.draws.stop) == ticket.span(self.size)
 
     def _call(self, batch: list[Piece]) -> Arrays:
-        """On a lane: stack the pieces, run the graph, and see that every output has a row for each that went in."""
-        feeds = {
-            name: np.concatenate([_part(piece, name, self._graph) for piece in batch]) for name in self._graph.rows
-        }
-        if self._graph.bank:
-            bank = batch[0].ticket.bank
-            feeds[self._graph.bank] = np.ascontiguousarray(bank[batch[0].draws]) if bank is not None else np.empty(0)
-        outputs = self._compute(self._graph.name, feeds)
-        if outputs.keys() != self._graph.outputs.keys():
-            raise EngineFailed(f"{self._graph.name}: it gives {sorted(outputs)}, not {sorted(self._graph.outputs)}")
+        """One call for a batch; every output must have a row for each that went in."""
+        names = batch[0].ticket.rows
+        rows = {name: [_part(piece, name, self._work) for piece in batch] for name in names}
+        outputs = self._work.compute(rows, batch[0].ticket.bank, batch[0].draws)
         count = sum(piece.count for piece in batch)
         if any(len(array) != count for array in outputs.values()):
-            raise EngineFailed(f"{self._graph.name}: {count} rows went in and another number came out")
+            raise EngineFailed(f"{self._work.name}: {count} rows went in and another number came out")
         return outputs
 
-    async def _blame(self, batch: list[Piece], error: Exception) -> None:
+    def _finish(self, batch: list[Piece], outputs: Arrays, error: BaseException | None, seconds: float) -> None:
+        """Hand each piece its part; if the call failed, find whose fault it was."""
+        if error is not None:
+            self._blame(batch, error)
+            return
+        cost = sum(piece.cost for piece in batch)
+        self._cost.learn(cost, seconds)
+        self._report(BatchReport(self._work.name, len(batch), cost, seconds, self._waiting))
+        self._work.finished(outputs, batch[0].ticket.bank)
+        row = 0
+        for piece in batch:
+            _hand(piece, {name: array[row : row + piece.count] for name, array in outputs.items()}, self._work)
+            row += piece.count
+
+    def _blame(self, batch: list[Piece], error: BaseException) -> None:
         """Fail the culprit and answer the rest: each piece of a failed batch is computed alone."""
         if len(batch) == 1:
-            log.error("%s failed", self._graph.name, exc_info=error)
-            _fail(batch[0].ticket, error if isinstance(error, Problem) else EngineFailed(str(error)))
+            log.error("%s failed", self._work.name, exc_info=error)
+            batch[0].ticket.settle(error if isinstance(error, Problem) else EngineFailed(str(error)))
             return
         for piece in batch:
-            try:
-                await self._run([piece])
-            except Exception as alone:
-                await self._blame([piece], alone)
+            self._lanes.ask(lambda piece=piece: self._alone(piece))  # type: ignore[misc]
+
+    def _alone(self, piece: Piece) -> None:
+        started = time.perf_counter()
+
+        def done(outputs: Arrays, error: BaseException | None) -> None:
+            self._lanes.give()
+            self._guarded(self._finish, [piece], outputs, error, time.perf_counter() - started)
+
+        self._lanes.start(lambda: self._call([piece]), done)
 
 
-def _part(piece: Piece, name: str, graph: Graph) -> Array:
+def _part(piece: Piece, name: str, work: Work) -> Array:
     array = piece.ticket.rows[name][piece.rows]
-    return array[:, piece.draws] if name in graph.drawn else array
+    return array[:, piece.draws] if name in work.drawn else array
 
 
-def _hand(piece: Piece, part: Arrays, graph: Graph) -> None:
+def _hand(piece: Piece, part: Arrays, work: Work) -> None:
     """Put a piece's answers in their places; with the last piece the ticket is answered."""
     ticket = piece.ticket
     ticket.pending -= 1
-    if ticket.reply.done():
+    if ticket.settled:
         return
+    if piece.count == ticket.count and piece.draws.stop - piece.draws.start == ticket.draws:
+        ticket.outputs = part  # all of it, as it is
+    else:
+        _place(piece, part, work)
+    if not ticket.uncut and not ticket.pending:
+        computed = time.perf_counter() - ticket.started
+        ticket.settle(Answer(ticket.outputs, ticket.started - ticket.arrived, computed))
+
+
+def _place(piece: Piece, part: Arrays, work: Work) -> None:
+    ticket = piece.ticket
+    if ticket.outputs:  # what one piece lacks, the whole lacks
+        part = {name: array for name, array in part.items() if name in ticket.outputs}
+        ticket.outputs = {name: ticket.outputs[name] for name in part}
     for name, array in part.items():
-        drawn = graph.outputs[name] == "nk"
+        drawn = name in work.wide
         if name not in ticket.outputs:
             lead = (ticket.count, ticket.draws) if drawn else (ticket.count,)
             ticket.outputs[name] = np.empty((*lead, *array.shape[len(lead) :]), array.dtype)
         where = (piece.rows, piece.draws) if drawn else piece.rows
         ticket.outputs[name][where] = array
-    if not ticket.uncut and not ticket.pending:
-        ticket.reply.set_result(
-            Answer(ticket.outputs, ticket.started - ticket.arrived, time.perf_counter() - ticket.started)
-        )
-
-
-def _fail(ticket: Ticket, error: Problem) -> None:
-    if not ticket.reply.done():
-        ticket.reply.set_exception(error)

@@ -86,10 +86,14 @@ def p_values(reference: Reference, scores: Doubles) -> Doubles:
     """
     n = len(reference.scores)
     if reference.strange == "low":
-        beyond = np.searchsorted(reference.scores, scores, side="right")
+        beyond = reference.scores.searchsorted(scores, side="right") + 1.0
     else:
-        beyond = n - np.searchsorted(reference.scores, scores, side="left")
-    return np.asarray(np.where(np.isnan(scores), np.nan, (1.0 + beyond) / (n + 1)), np.float64)
+        beyond = (n + 1.0) - reference.scores.searchsorted(scores, side="left")
+    beyond /= n + 1
+    absent = np.isnan(scores)
+    if absent.any():
+        beyond[absent] = np.nan
+    return np.asarray(beyond, np.float64)
 
 
 def threshold(reference: Reference, alpha: float) -> float:

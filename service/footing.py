@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import artifact, calibration, drift, noise, state
+from service.appraisal import P
 from service.artifact import Arrays, Artifact, Calibration, Manifest
 from service.calibration import References
 from service.drift import Watch
@@ -46,19 +47,23 @@ class Footing:
     made: datetime | None = None
     since: datetime = field(default_factory=now)
 
-    async def watched(self, scores: Doubles, manifest: Manifest) -> None:
+    def notice(self, manifest: Manifest, appraised: Arrays) -> None:
         """Show the watch what was served of the score that anomalies are told by, in the order in which it came.
 
-        The loop has its turns between.
+        The loop has its turns between. A row that no reference row is like has no p-value, and isn't shown.
         """
-        if self.watch is None:
+        chosen = self.references.chosen
+        if self.watch is None or chosen not in appraised:
             return
-        scores = _risen(self.references, scores)
-        for start in range(0, len(scores), drift.BLOCK):
-            if start:
-                await asyncio.sleep(0)
-            if self.watch.see(scores[start : start + drift.BLOCK]):
-                _raise_alarm(self.watch, self.since, manifest)
+        scores = np.where(np.isnan(appraised[P + chosen]), np.nan, _risen(self.references, appraised[chosen]))
+        self._see(manifest, scores)
+
+    def _see(self, manifest: Manifest, scores: Doubles) -> None:
+        assert self.watch is not None
+        if self.watch.see(scores[: drift.BLOCK]):
+            _raise_alarm(self.watch, self.since, manifest)
+        if len(scores) > drift.BLOCK:
+            asyncio.get_running_loop().call_soon(self._see, manifest, scores[drift.BLOCK :])
 
 
 def find(found: Artifact, digest: str, folder: Path | None = None, false_alarm: float = 0.0) -> Footing | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -17,6 +19,17 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The instruments of one graph's engine calls."""
+
+    sizes: Histogram
+    tickets: Counter
+    seconds: Histogram
+    waiting: Gauge
+    calls: Counter
+
+
 class Metrics:
     """All instruments of one process, in a registry of their own."""
 
@@ -26,6 +39,7 @@ class Metrics:
         # a second series for each counter, that nobody reads
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
+        self._batches: dict[tuple[str, str, str], Batches] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.requests = Counter(
@@ -77,6 +91,10 @@ class Metrics:
             ["model", "version"],
             registry=registry,
         )
+        self.engine_calls = Counter(
+            "vae_serve_engine_calls", "Engine calls", ["model", "version", "graph"], registry=registry
+        )
+        self._declare_inferences()
         of = ["model", "version"]
         self.calibration_rows = Gauge(
             "vae_serve_calibration_rows",
@@ -97,6 +115,50 @@ class Metrics:
         self.ready = Gauge(
             "vae_serve_ready", "1 when every required model has answered its golden rows", registry=registry
         )
+
+    def batches(self, model: str, version: str, graph: str) -> Batches:
+        """The instruments of a graph's calls, found once: they are used at every call."""
+        found = self._batches.get((model, version, graph))
+        if found is None:
+            of = (model, graph)
+            found = self._batches[model, version, graph] = Batches(
+                self.batch.labels(*of),
+                self.tickets.labels(*of),
+                self.infer.labels(*of),
+                self.waiting.labels(*of),
+                self.engine_calls.labels(model, version, graph),
+            )
+        return found
+
+    def _declare_inferences(self) -> None:
+        """What the Open Inference Protocol's statistics are made of."""
+        of, registry = ["model", "version", "operation"], self.registry
+        self.inferences = Counter(
+            "vae_serve_inferences", "Requests over /v2: success or fail", [*of, "outcome"], registry=registry
+        )
+        self.inference_seconds = Counter(
+            "vae_serve_inference_seconds",
+            "Of requests over /v2: in all (success, fail), and the stages of those that succeeded",
+            [*of, "stage"],
+            registry=registry,
+        )
+        self.inference_rows = Counter("vae_serve_inference_rows", "Rows answered over /v2", of, registry=registry)
+        self.inference_last = Gauge(
+            "vae_serve_inference_last_timestamp_seconds",
+            "When /v2 answered last, Unix time",
+            of,
+            registry=registry,
+            multiprocess_mode="max",
+        )
+
+    def read(self, *labels: str, name: str) -> dict[tuple[str, ...], float]:
+        """The values of one series by those labels, in their order; what is read is what /metrics would say."""
+        return {
+            tuple(sample.labels[label] for label in labels): sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if sample.name == name
+        }
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

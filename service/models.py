@@ -10,19 +10,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from service import artifact, footing, noise
+from service import artifact, footing, noise, works
+from service.appraisal import Yardstick
 from service.artifact import Array, Arrays, Artifact, Manifest
-from service.batcher import Answer, Batcher, BatchReport
+from service.batcher import Answer, Batcher, BatchReport, Work
 from service.calibration import References
+from service.cost import Cost
 from service.engine import Engine
 from service.errors import ArtifactRefused, DeviceUnavailable, NotReady, Unknown
 from service.footing import Footing
 from service.lanes import Lanes
+from service.works import SCORE, Appraising, GraphWork
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ Opener = Callable[[Artifact], Engine]
 Spawn = Callable[[str, Coroutine[Any, Any, None]], None]
 
 DEFAULT_DRAWS, DEFAULT_SEED = 16, 0
-WARM = 64  # decoder rows in the call that warms a graph and takes its pace
+KEPT = 32  # yardsticks of a model; a bank of 4,096 draws in 32 latents holds 0.5 MB
 SMALLEST = 16  # decoder rows in a batch, however slow the graph: the draws of one row
 
 
@@ -39,7 +41,8 @@ class Workshop:
     """How models are run: what opens an engine, the lanes, how large a batch and a waiting room are, who is told.
 
     size is the most decoder rows in an engine call, seconds about how long one may take. Both bound what a batch holds
-    in memory, which grows with the work, and how long a small request waits for a piece of a large one. false_alarm is
+    in memory, which grows with the work, and how long a small request waits for a piece of a large one. patience and
+    inline are those of a Batcher. false_alarm is
     that of the watch for drift; 0: none. state is where calibrations are kept that were made while serving.
     """
 
@@ -48,6 +51,8 @@ class Workshop:
     size: int = 1024
     seconds: float = 0.025
     room: int = 2_097_152
+    patience: float = math.inf
+    inline: float = 0.0
     report: Callable[[Manifest, BatchReport], None] = lambda _manifest, _report: None
     opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
     refused: Callable[[str, int], None] = lambda _name, _version: None
@@ -68,6 +73,7 @@ class Model:
     golden: Arrays = field(repr=False)
     digest: str
     footing: Footing | None = field(repr=False)
+    yardsticks: dict[tuple[int, int, bool], Yardstick] = field(default_factory=dict, repr=False, init=False)
 
     async def ask(
         self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float = math.inf
@@ -78,11 +84,36 @@ class Model:
         key = (bank.seed, bank.draws)
         return await self.doors[graph].submit(rows, bank=bank.noise, key=key, deadline=deadline)
 
+    async def appraise(self, x: Array, by: Yardstick, *, deadline: float = math.inf) -> Answer:
+        """Have rows appraised, in one call together with others that are measured by the same."""
+        return await self.doors[SCORE].submit({"x": x}, bank=by, key=by, deadline=deadline)
+
     async def bank(self, seed: int, draws: int) -> noise.Bank:
         """The noise of an estimator: the calibrated bank as stored, others made on demand and kept a while."""
         if self.calibrated and (self.calibrated.seed, self.calibrated.draws) == (seed, draws):
             return self.calibrated
         return await asyncio.to_thread(noise.bank, seed, draws, self.manifest.latent_size)
+
+    async def yardstick(self, seed: int, draws: int, *, served: bool) -> Yardstick:
+        """What rows are measured by: one for an estimator, so that requests can share calls."""
+        return self.kept(seed, draws, served) or self._keep(await self.bank(seed, draws), served)
+
+    def kept(self, seed: int, draws: int, served: bool) -> Yardstick | None:
+        """The yardstick, if it was asked for of late."""
+        return self.yardsticks.get((seed, draws, served))
+
+    def _keep(self, bank: noise.Bank, served: bool) -> Yardstick:
+        if len(self.yardsticks) >= KEPT:
+            del self.yardsticks[next(iter(self.yardsticks))]
+        stands = self.footing
+        if stands is None:
+            made = Yardstick(bank)
+        else:
+            own = bank is stands.bank
+            notice = partial(stands.notice, self.manifest) if own and served and stands.watch else None
+            made = Yardstick(bank, stands.references, own, stands.complete, notice)
+        self.yardsticks[bank.seed, bank.draws, served] = made
+        return made
 
     @property
     def references(self) -> References | None:
@@ -165,6 +196,11 @@ class Models:
         if key in self._refused:
             return f"was refused: {self._refused[key]}"
         return "is still being loaded"
+
+    def states(self) -> list[tuple[str, int, str | None]]:
+        """Every name and version that was found, and why it isn't served; None where it is."""
+        keys = sorted(self._found | self._served.keys())
+        return [(*key, None if key in self._served else self._why(key)) for key in keys]
 
     def catalogue(self) -> list[tuple[str, list[int]]]:
         """Names and their loaded versions, ascending."""
@@ -257,49 +293,33 @@ def find(folder: Path) -> list[tuple[str, int]]:
 
 async def load(folder: Path, workshop: Workshop) -> Model:
     """Read, open, verify and warm one artifact, off the event loop. Its doors are not served yet."""
-    found, engine, paces = await asyncio.to_thread(_open, folder, workshop.open_engine)
+    found, engine, costs = await asyncio.to_thread(_open, folder, workshop.open_engine)
     manifest = found.manifest
     digest = artifact.describe(folder / artifact.MANIFEST).sha256
     stands = await asyncio.to_thread(footing.find, found, digest, workshop.state, workshop.false_alarm)
+    done: list[Work] = [GraphWork(graph, engine) for graph in manifest.graphs.values()]
+    done.append(Appraising(engine, manifest))
     doors = {
-        name: Batcher(
-            graph,
-            engine.compute,
+        work.name: Batcher(
+            work,
             workshop.lanes,
-            size=max(min(SMALLEST, workshop.size), min(workshop.size, int(workshop.seconds / paces[name]))),
+            size=max(min(SMALLEST, workshop.size), min(workshop.size, costs[work.name].within(workshop.seconds))),
             room=workshop.room,
-            pace=paces[name],
+            cost=costs[work.name],
+            patience=workshop.patience,
+            inline=workshop.inline,
             report=lambda report: workshop.report(manifest, report),
         )
-        for name, graph in manifest.graphs.items()
+        for work in done
     }
     return Model(manifest, engine, doors, found.golden, digest, stands)
 
 
-def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, float]]:
+def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, Cost]]:
     found = artifact.read(folder)
     engine = opener(found)
-    return found, engine, {name: _pace(found, engine, name) for name in found.manifest.graphs}
-
-
-def _pace(found: Artifact, engine: Engine, name: str) -> float:
-    """Seconds that a decoder row takes in a batch of golden rows; it also warms the graph."""
-    graph = found.manifest.graphs[name]
-    feeds = {key: found.golden[f"{name}.{key}"] for key in graph.rows}
-    draws = feeds[graph.drawn[0]].shape[1] if graph.drawn else 1
-    if graph.bank:
-        feeds[graph.bank] = found.golden[f"{name}.{graph.bank}"]
-        draws = len(feeds[graph.bank])
-    count = max(1, WARM // draws)
-    stacked = {key: _repeat(array, count) if key in graph.rows else array for key, array in feeds.items()}
-    engine.compute(name, stacked)  # the first call pays for what later ones find ready
-    started = time.perf_counter()
-    engine.compute(name, stacked)
-    return (time.perf_counter() - started) / (count * draws)
-
-
-def _repeat(rows: Array, count: int) -> Array:
-    return np.resize(rows, (count, *rows.shape[1:]))
+    costs = {name: works.cost(found, engine, name) for name in found.manifest.graphs}
+    return found, engine, costs | {SCORE: works.cost(found, engine, "elbo")}
 
 
 @asynccontextmanager

@@ -19,6 +19,8 @@ from service.noise import Bank
 
 Doubles = NDArray[np.float64]
 
+LOG2 = float(np.log(2.0))
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -43,7 +45,7 @@ def bound(log_likelihood: Doubles, kl: Doubles, bank: Bank) -> Bound:
     Bound(elbo=array([-2.5]), error=array([1.]), error_df=1, log_likelihood=array([-2.]), kl=array([0.5]))
     """
     means = group_means(log_likelihood, bank)
-    expected = means.mean(-1)
+    expected = means.sum(-1) / means.shape[-1]
     kl = np.asarray(kl, np.float64)
     return Bound(expected - kl, standard_error(means), means.shape[-1] - 1, expected, kl)
 
@@ -56,7 +58,8 @@ def group_means(values: Doubles, bank: Bank) -> Doubles:
     """
     sizes = set(bank.groups)
     if len(sizes) == 1:
-        return np.asarray(np.ascontiguousarray(values).reshape(len(values), len(bank.groups), -1).mean(-1))
+        grouped = np.ascontiguousarray(values).reshape(len(values), len(bank.groups), -1)
+        return np.asarray(grouped.sum(-1) / grouped.shape[-1])
     spans = itertools.pairwise(np.cumsum((0, *bank.groups)))
     return np.stack([np.ascontiguousarray(values[:, a:b]).mean(-1) for a, b in spans], axis=-1)
 
@@ -67,11 +70,14 @@ def standard_error(means: Doubles) -> Doubles:
     if count < 2:
         return np.full(len(means), np.nan)
     with np.errstate(over="ignore", invalid="ignore"):  # a row scored −inf has no error that could be given
-        return np.asarray(means.std(-1, ddof=1) / np.sqrt(count), np.float64)
+        away = means - means.sum(-1, keepdims=True) / count
+        return np.asarray(np.sqrt((away * away).sum(-1) / (count * (count - 1))), np.float64)
 
 
 def bits_per_dim(elbo: Doubles, dimensions: int | NDArray[np.int64]) -> Doubles:
     """The bound as a code length, in bits a dimension that was seen; NaN for a row of none. Meaningful of a mass."""
+    if isinstance(dimensions, int) and dimensions > 0:
+        return np.asarray(elbo * (-1.0 / (dimensions * LOG2)), np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        bits = -elbo / (dimensions * np.log(2.0))
+        bits = -elbo / (dimensions * LOG2)
     return np.asarray(np.where(np.greater(dimensions, 0), bits, np.nan), np.float64)

@@ -47,6 +47,15 @@ class Settings(BaseSettings):
         25, ge=1, le=60_000, description="about how long one engine call may take; slow graphs get smaller batches"
     )
     waiting: int = Field(2_097_152, ge=1, description="decoder rows that may wait for one graph; then 429")
+    waiting_ms: int = Field(
+        2_000, ge=1, le=86_400_000, description="how long a newcomer may have to wait for its turn at a graph; then 429"
+    )
+    inline_us: int = Field(
+        500,
+        ge=0,
+        le=1_000,
+        description="a batch that takes less is computed on the event loop, sooner than a thread wakes; 0: none",
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest body, after decompression")
     max_held_bytes: int = Field(
         512 * 2**20, ge=1, description="bodies and arrays of all requests together, in bytes; then 429"

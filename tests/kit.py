@@ -38,7 +38,9 @@ JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 
 def configured(models: Path, **changes: Any) -> Settings:
     """Settings that owe nothing to the environment."""
-    return Settings(_env_file=None, **{"models": models, "device": "cpu", "lanes": 2, "welcome": False, **changes})
+    return Settings(
+        _env_file=None, **{"models": models, "device": "cpu", "lanes": 2, "inline_us": 0, "welcome": False, **changes}
+    )
 
 
 # ---------------------------------------------------------------- in process
@@ -146,7 +148,16 @@ async def until_loaded(house: House) -> httpx.Response:
 def listening(settings: Settings, *, opener: Opener | None = None) -> Iterator[tuple[str, FastAPI]]:
     """The service on a free loopback port, in a thread with its own loop; its address, once it is ready."""
     app = build(settings, opener=opener)
-    server = Announced(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    server = Announced(
+        uvicorn.Config(
+            app,
+            port=0,
+            http=app.state.lane.protocol(),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors", "artifact", "frames", "noise", "families", "scoring"}
-LEAVES |= {"anomaly", "calibration", "conditional", "drift", "evidence"}
+LEAVES |= {"anomaly", "appraisal", "calibration", "conditional", "drift", "evidence"}
 # Who may import what inside the service, leaves aside. http → operations → models → batcher → engine.
 ARROWS = {
     "errors": set[str](),
@@ -28,10 +28,12 @@ ARROWS = {
     "state": LEAVES,
     "footing": LEAVES | {"state"},
     "lanes": set[str](),
+    "cost": set[str](),
+    "works": LEAVES | {"engine", "cost", "batcher"},
     "engine": LEAVES,
-    "batcher": LEAVES | {"lanes"},
-    "models": LEAVES | {"engine", "lanes", "batcher", "footing"},
-    "operations": LEAVES | {"models", "footing", "state"},
+    "batcher": LEAVES | {"lanes", "cost"},
+    "models": LEAVES | {"engine", "lanes", "cost", "batcher", "works", "footing"},
+    "operations": LEAVES | {"models", "works", "footing", "state"},
     "door": {"errors"},
     "settings": set[str](),
     "metrics": set[str](),
@@ -39,6 +41,8 @@ ARROWS = {
     "http": LEAVES | {"operations", "models", "footing", "door"},
     "http.telemetry": LEAVES | {"operations", "models", "door", "metrics"},
     "http.health": LEAVES | {"models", "door", "metrics"},
+    "http.v2": LEAVES | {"models", "metrics"},
+    "http.v2.tally": LEAVES | {"metrics"},
 }
 ANYTHING = {"app", "check", "__main__", "offline", "welcome"}  # the doorsteps: they put the parts together
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Self
 
@@ -78,6 +79,18 @@ class Support(Part):
     def levels(self) -> tuple[float, float, float]:
         """(lowest, highest, step) of a support of levels."""
         return float(self.lowest or 0), float(self.highest or 0), float(self.step or 1)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value that it can have."""
+        match self.kind:
+            case "levels":
+                return self.levels[0], self.levels[1]
+            case "positive" | "counts":
+                return 0.0, math.inf
+            case "unit":
+                return 0.0, 1.0
+        return -math.inf, math.inf
 
     def off(self, x: NDArray[Any]) -> NDArray[np.bool_]:
         """Where x is off the support; never at NaN, which is no value at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from service.engine.cuda import Runtime
 from service.errors import EngineFailed, EngineLost
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Engine:
     """One artifact's sessions. `device` is where they really are; `fallback` says why that is not what was wanted.
 
@@ -27,6 +28,11 @@ class Engine:
     sessions: Mapping[str, ort.InferenceSession] = field(repr=False)
     runtime: Runtime | None = field(default=None, repr=False, kw_only=True)
 
+    @cached_property
+    def names(self) -> Mapping[str, list[str]]:
+        """What each graph gives, in its order."""
+        return {name: [output.name for output in session.get_outputs()] for name, session in self.sessions.items()}
+
     @property
     def lost(self) -> str | None:
         """Why no call can succeed any more in this process, if that is so."""
@@ -34,10 +40,9 @@ class Engine:
 
     def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
         """Run one graph; blocks. EngineFailed says what the runtime said."""
-        session = self.sessions[graph]
-        names = [output.name for output in session.get_outputs()]
+        names = self.names[graph]
         try:
-            return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+            return dict(zip(names, self.sessions[graph].run(names, feeds), strict=True))
         except Exception as error:  # the runtime's exceptions share no base class
             raise failure(graph, error, self.runtime) from error
 

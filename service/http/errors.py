@@ -11,6 +11,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from service import errors
 
@@ -43,6 +44,11 @@ def status_of(error: Exception) -> int:
 
 async def answer_problem(request: Request, error: Exception) -> Response:
     """The answer to anything in our own tree of errors, and to a bug."""
+    return refusal(request, error)
+
+
+def refusal(request: Request, error: Exception) -> Response:
+    """The same for who doesn't wait."""
     status = status_of(error)
     if status == 500:
         return _ours(request, error)
@@ -75,6 +81,12 @@ def _ours(request: Request, error: Exception) -> Response:
     return problem(request, 500, f"this is our mistake; its reference is {reference}", "Ours", (), {})
 
 
+def speaks_v2(scope: Scope) -> bool:
+    """Whether a request is one of the Open Inference Protocol."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+    return path == "/v2" or path.startswith("/v2/")
+
+
 def request_id(request: Request) -> str:
     """The id that telemetry gave the request."""
     return str(request.scope["visit"].id)
@@ -88,7 +100,7 @@ def problem(
     faults: tuple[errors.Fault, ...],
     headers: dict[str, str],
 ) -> Response:
-    """A problem body, RFC 9457.
+    """A problem body, RFC 9457, or the Open Inference Protocol's where that is spoken.
 
     The connection stays: the server reads what is left of a body and throws it away, where closing would reset the
     connection under a client that still sends, before it has seen the answer. One that waits for 100-continue may
@@ -96,6 +108,8 @@ def problem(
     """
     if "expect" in request.headers:
         headers = {**headers, "Connection": "close"}
+    if speaks_v2(request.scope):
+        return Response(orjson.dumps({"error": detail}), status, headers, media_type="application/json")
     body = {
         "type": f"urn:vae-serve:problem:{kind.lower()}",
         "title": HTTPStatus(status).phrase,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -16,7 +16,19 @@ from starlette.responses import Response
 
 from service.artifact import Array, Manifest
 from service.door import Door
-from service.errors import Fault, Invalid, Late, Malformed, Overloaded, TooLarge, Unknown, Unreadable, invalid, pointer
+from service.errors import (
+    Fault,
+    Invalid,
+    Late,
+    Malformed,
+    Overloaded,
+    Problem,
+    TooLarge,
+    Unknown,
+    Unreadable,
+    invalid,
+    pointer,
+)
 from service.http import wire
 from service.http.errors import Gone
 from service.http.telemetry import Visit
@@ -39,6 +51,10 @@ class Fields(BaseModel):
 
 
 Work = Callable[["Desk", Model, F, Any, Visit], Coroutine[Any, Any, Mapping[str, Any]]]
+Answered = Callable[[Mapping[str, Any] | Problem], None]
+Drop = Callable[[], None]
+# The same without waiting: who is to be told, and how to say that nobody is any more. None where it has to wait.
+Quick = Callable[["Desk", Model, F, Any, Visit, Answered], Drop | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +62,8 @@ class Operation(Generic[F]):
     """An operation as it is spoken to: its name, its fields, the array that comes beside them, and the work.
 
     answer and about are for its page: what it gives, and what the array is. The work's docstring is the page's text.
-    withheld says why a model doesn't offer it, and None where it does. One that changes anything is never done for the
+    quick does the work of small requests without a task. withheld says why a model doesn't offer it, and None where it
+    does. One that changes anything is never done for the
     page.
     """
 
@@ -58,6 +75,18 @@ class Operation(Generic[F]):
     about: str = ""
     withheld: Callable[[Manifest], str | None] = lambda _manifest: None
     changes: bool = False
+    quick: Quick[F] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a request's head says that matters here, as it was sent; lists are joined, and what wasn't sent is None."""
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    accept: str | None = None
+    timeout: str | None = None
+    query: Sequence[tuple[str, str]] = ()
 
 
 class Memory:
@@ -87,7 +116,7 @@ class Held:
     def resize(self, size: int) -> None:
         """Hold so many bytes from now on; Overloaded where others hold too many for that."""
         others = self.memory.taken - self.size
-        if others and others + size > self.memory.limit:
+        if size > self.size and others and others + size > self.memory.limit:
             raise Overloaded(f"requests hold {others} of {self.memory.limit} bytes already")
         self.memory.taken = others + size
         self.size = size
@@ -109,66 +138,91 @@ class Desk:
     async def serve(self, request: Request, operation: Operation[F]) -> Response:
         """One request from its headers to its answer: exactly one, in time, to a caller who is still there."""
         visit: Visit = request.scope["visit"]
-        visit.operation = operation.name
-        self.door.check()
-        visit.errand.deadline, visit.errand.served = self._deadline(request), True
-        form = wire.negotiate(header(request, "accept"))
-        model = self._model(request, visit)
-        if reason := operation.withheld(model.manifest):
-            raise Unknown(reason)
+        heard = hear(request)
+        form, model = self.begin(
+            heard, operation, visit, request.path_params["model"], request.path_params.get("version")
+        )
         try:
             async with asyncio.timeout_at(visit.errand.deadline):
                 with self.memory.held() as held:
-                    body = await self._read(request, operation, model, held)
-                    asked = checked(operation.fields, body, operation.array)
-                    found = await while_there(request, operation.work(self, model, asked, body.array, visit))
-                answer = {"model": model.manifest.name, "version": model.manifest.version, **found}
+                    content = await read_body(request, self.limits.body_bytes, held)
+                    answer = await while_there(request, self.work(heard, operation, visit, model, content, held))
                 text = await off_loop(wire.size(answer), lambda: wire.write(form, answer))
         except TimeoutError:
             raise Late("the deadline passed before the answer was ready") from None
         return Response(text, media_type=form)
 
-    async def _read(self, request: Request, operation: Operation[Any], model: Model, held: Held) -> Body:
-        """The body, read and parsed, and its memory accounted for."""
-        content = await read_body(request, self.limits.body_bytes, held)
+    def begin(
+        self, heard: Heard, operation: Operation[Any], visit: Visit, name: str, version: str | None
+    ) -> tuple[str, Model]:
+        """The form of the answer and the model that gives it; refuses what needs no body to be refused."""
+        visit.operation = operation.name
+        self.door.check()
+        visit.errand.deadline, visit.errand.served = self.deadline(heard, visit), True
+        form = wire.negotiate(heard.accept)
+        model = find(self.models, name, version)
+        visit.model = name
+        if reason := operation.withheld(model.manifest):
+            raise Unknown(reason)
+        return form, model
+
+    async def work(
+        self, heard: Heard, operation: Operation[Any], visit: Visit, model: Model, content: bytes, held: Held
+    ) -> dict[str, Any]:
+        """An operation's answer to a body."""
         started = time.perf_counter()
+
+        def parsed() -> Body:
+            return self.parse(heard, operation, model, content)
+
+        if (heard.content_encoding or "identity") == "identity":
+            body = await off_loop(len(content), parsed)
+        else:  # a few bytes may become as many as are allowed, so few do at once; the others wait
+            async with self.unpacking:
+                body = await asyncio.to_thread(parsed)
+        held.resize(0 if body.array is None else body.array.nbytes)
+        visit.parse = time.perf_counter() - started
+        asked = checked(operation.fields, body, operation.array)
+        return signed(model, await operation.work(self, model, asked, body.array, visit))
+
+    def parse(self, heard: Heard, operation: Operation[Any], model: Model, content: bytes) -> Body:
+        """A body's fields and array."""
         event = tuple(model.manifest.event_shape)
         if operation.array == "latents":
             event = (model.manifest.latent_size,)
         nulls = model.manifest.missing and operation.array == "inputs"
-
-        def work() -> Body:
-            return parse(request, content, operation.array, self.limits, event, nulls)
-
-        if (header(request, "content-encoding") or "identity") == "identity":
-            body = await off_loop(len(content), work)
-        else:  # a few bytes may become as many as are allowed, so few do at once; the others wait
-            async with self.unpacking:
-                body = await asyncio.to_thread(work)
-        held.resize(0 if body.array is None else body.array.nbytes)
-        request.scope["visit"].parse = time.perf_counter() - started
-        return body
+        return parse(heard, content, operation.array, self.limits, event, nulls)
 
     def count(self, visit: Visit, rows: Array, draws: int = 1, most: int | None = None) -> None:
         """Hold a request to the limits, and note its rows; most is another limit for the draws."""
         visit.rows = len(rows) if rows.ndim else 0
         self.limits.check(visit.rows, draws, most)
 
-    def _deadline(self, request: Request) -> float:
+    def deadline(self, heard: Heard, visit: Visit) -> float:
         """When the answer is late, in the loop's clock, counted from the request's headers."""
-        visit: Visit = request.scope["visit"]
         timeout = self.timeout
-        if (asked := request.headers.get("x-timeout-ms")) is not None:
+        if (asked := heard.timeout) is not None:
             if not re.fullmatch(r"[0-9]{1,12}", asked) or int(asked) == 0:
                 raise Malformed("X-Timeout-Ms is not a whole number of milliseconds above 0")
             timeout = min(int(asked) / 1e3, self.longest)
         return asyncio.get_running_loop().time() - (time.perf_counter() - visit.arrived) + timeout
 
-    def _model(self, request: Request, visit: Visit) -> Model:
-        name, version = request.path_params["model"], request.path_params.get("version")
-        model = find(self.models, name, version)
-        visit.model = name
-        return model
+
+def signed(model: Model, found: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer with the model that gave it."""
+    return {"model": model.manifest.name, "version": model.manifest.version, **found}
+
+
+def hear(request: Request) -> Heard:
+    """What a request's head says; a header's lines are one list (RFC 9110, 5.3)."""
+    headers = request.headers
+    return Heard(
+        headers.get("content-type"),
+        header(request, "content-encoding"),
+        header(request, "accept"),
+        headers.get("x-timeout-ms"),
+        request.query_params.multi_items(),
+    )
 
 
 def find(models: Models, name: str, version: str | None) -> Model:
@@ -236,23 +290,23 @@ async def read_body(request: Request, limit: int, held: Held) -> bytes:
 
 
 def parse(
-    request: Request, content: bytes, array: str | None, limits: Limits, event: tuple[int, ...], nulls: bool = False
+    heard: Heard, content: bytes, array: str | None, limits: Limits, event: tuple[int, ...], nulls: bool = False
 ) -> Body:
     """A body's fields and array, whatever form they came in; event is the shape of one of the array's rows.
 
     With nulls, a null in the array is a value that is missing.
     """
-    kind = wire.media_type(request.headers.get("content-type"))
-    content = wire.decompress(content, header(request, "content-encoding"), limits.body_bytes)
-    query = request.query_params
+    kind = wire.media_type(heard.content_type)
+    content = wire.decompress(content, heard.content_encoding, limits.body_bytes)
     if kind == wire.NPY:
         if array is None:
             raise Unreadable(f"this operation takes no array; send {wire.JSON}")
-        if len(query) < len(query.multi_items()):
+        query = dict(heard.query)
+        if len(query) < len(heard.query):
             raise invalid("", "a query parameter is given twice")
-        return Body(dict(query), wire.read_npy(content, array), query=True)
-    if query:
-        raise invalid(pointer(next(iter(query))), f"with {wire.JSON} this belongs into the body, not into the query")
+        return Body(query, wire.read_npy(content, array), query=True)
+    if heard.query:
+        raise invalid(pointer(heard.query[0][0]), f"with {wire.JSON} this belongs into the body, not into the query")
     if not content and array is None:
         return Body({}, None)
     return wire.read_json(content, array, limits, event, nulls)

@@ -38,8 +38,7 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
     async def livez(request: Request) -> Response:
         """200 while the process works; 503 when an engine stalls or something that must not die has died."""
         request.scope["visit"].operation = "livez"
-        fault = door.fault or stalled()
-        return _said("live", [fault] if fault else [])
+        return _said("live", faults(door, stalled))
 
     @routes.get("/readyz", responses=CONDITIONS)
     @routes.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)  # first, so that Allow lists both
@@ -49,21 +48,29 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
         Where a model's newest version was refused, an older one that answers is enough.
         """
         request.scope["visit"].operation = "readyz"
-        return _said("ready", unready())
+        return _said("ready", unready(models, door))
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def prometheus(request: Request) -> Response:
         """Prometheus text."""
         request.scope["visit"].operation = "metrics"
-        metrics.ready.set(not unready())
+        metrics.ready.set(not unready(models, door))
         metrics.inside.set(door.inside)
         _show_calibrations(metrics, models)
         return Response(metrics.text(), headers={"content-type": metrics.content_type})
 
-    def unready() -> list[str]:
-        return ([f"the service is {door.state}"] if door.state != "open" else []) + models.unready()
-
     return routes
+
+
+def faults(door: Door, stalled: Callable[[], str | None]) -> list[str]:
+    """Why the service isn't live; empty when it is."""
+    fault = door.fault or stalled()
+    return [fault] if fault else []
+
+
+def unready(models: Models, door: Door) -> list[str]:
+    """Why the service isn't ready; empty when it is."""
+    return ([f"the service is {door.state}"] if door.state != "open" else []) + models.unready()
 
 
 def _show_calibrations(metrics: Metrics, models: Models) -> None:

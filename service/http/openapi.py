@@ -211,7 +211,7 @@ def _parameters(path: str, models: Models) -> list[dict[str, Any]]:
     """What stands in a path, with the names that are served."""
     names = [name for name, _ in models.catalogue()]
     schemas: dict[str, dict[str, Any]] = {
-        "model": {"type": "string", "enum": names} if names else {"type": "string"},
+        "model": {"type": "string", "enum": names} if names and not path.startswith("/v2") else {"type": "string"},
         "version": {"type": "integer", "minimum": 1, "default": 1},
     }
     return [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
 
 from service import operations
 from service.artifact import Array
-from service.http.exchange import Desk, Fields, Operation
-from service.http.latents import INPUTS, Answered
+from service.errors import Problem
+from service.http import latents
+from service.http.exchange import INLINE, Answered, Desk, Drop, Fields, Operation
+from service.http.latents import INPUTS
 from service.http.telemetry import Visit
 from service.models import Model
 from service.noise import SEEDS
@@ -60,7 +63,7 @@ class OneScore(BaseModel):
     p_value: Numbers | None = Field(description="the share of held-out rows that are as strange; null: see calibration")
 
 
-class Scored(Answered):
+class Scored(latents.Answered):
     """One entry a row, in nats of the density or mass that the manifest names; null where it can't be given."""
 
     elbo: Numbers = Field(description="a lower bound on log p(x): log_likelihood − kl")
@@ -111,6 +114,24 @@ async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visi
     return on_the_wire(found)
 
 
+def quick(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visit, tell: Answered) -> Drop | None:
+    """The same without a task, for few rows and nothing but what every pass gives."""
+    if asked.explain or asked.conditionals or rows.size > INLINE:
+        return None
+    draws = asked.draws or model.draws
+    desk.count(visit, rows, draws)
+
+    def told(found: operations.Score | Problem) -> None:
+        if isinstance(found, Problem):
+            tell(found)
+            return
+        visit.anomalies = sum(map(bool, found.anomaly or ()))
+        tell(on_the_wire(found))
+
+    rule = operations.Rule(asked.alpha, asked.fdr, asked.correction, asked.confidence)
+    return operations.post_score(model, rows, draws, asked.seed, rule, visit.errand, told)
+
+
 def on_the_wire(found: operations.Score) -> dict[str, Any]:
     """A score by the names it has on the wire."""
     bound = found.bound
@@ -123,7 +144,7 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
         "scores": {name: {"value": one.value, "p_value": one.p_value} for name, one in found.scores.items()},
         "p_value": found.p_value,
         "anomaly": found.anomaly,
-        "calibration": {name: getattr(found.calibration, name) for name in CalibrationFacts.model_fields},
+        "calibration": _facts(found.calibration),
         "seed": found.seed,
         "draws": found.draws,
     }
@@ -136,6 +157,11 @@ def on_the_wire(found: operations.Score) -> dict[str, Any]:
     return fields | {name: array for name, array in optional.items() if array is not None}
 
 
+@lru_cache(maxsize=256)  # few are told, over and over
+def _facts(found: operations.Calibrated) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in CalibrationFacts.model_fields}
+
+
 def _explained(found: operations.Explanation | None) -> dict[str, Any]:
     """An explanation by the names it has on the wire."""
     if found is None:
@@ -144,4 +170,4 @@ def _explained(found: operations.Explanation | None) -> dict[str, Any]:
     return {name: getattr(found, name) for name in names}
 
 
-OPERATIONS = (Operation("score", Score, Scored, score, "inputs", INPUTS),)
+OPERATIONS = (Operation("score", Score, Scored, score, "inputs", INPUTS, quick=quick),)

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,27 +39,83 @@ class Visit:
 
     def timing(self, total: float) -> str:
         """The Server-Timing header, in milliseconds."""
-        spans = {"parse": self.parse, "queue": self.errand.queued, "infer": self.errand.computed, "total": total}
-        return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in spans.items())
+        errand = self.errand
+        return (
+            f"parse;dur={self.parse * 1e3:.3f}, queue;dur={errand.queued * 1e3:.3f}, "
+            f"infer;dur={errand.computed * 1e3:.3f}, total;dur={total * 1e3:.3f}"
+        )
+
+
+class Books:
+    """What is written down of every request: metrics and the access log. Children of metrics are looked up once."""
+
+    def __init__(self, door: Door, metrics: Metrics, access: Literal["none", "errors", "all"]) -> None:
+        self.door = door
+        self._metrics = metrics
+        self._access = access
+        self._counted: dict[tuple[str, str, int], Counter] = {}
+        self._timed: dict[str, Histogram] = {}
+        self._rows: dict[tuple[str, str], Counter] = {}
+
+    def open(self, named: bytes | None) -> Visit:
+        """A request has come, which may have an id of its own; it is kept if it is a decent one."""
+        self.door.inside += 1
+        if named is not None and ID.fullmatch(named):
+            return Visit(named.decode(), time.perf_counter())
+        return Visit(f"{random.getrandbits(128):032x}", time.perf_counter())  # no secret, so not worth a system call
+
+    def close(self, visit: Visit, method: str, path: str) -> None:
+        """A request has its answer."""
+        self.door.inside -= 1
+        seconds = time.perf_counter() - visit.arrived
+        operation, model, metrics = visit.operation, visit.model, self._metrics
+        key = operation, model, visit.status
+        if (counted := self._counted.get(key)) is None:
+            counted = self._counted[key] = metrics.requests.labels(operation, model, str(visit.status))
+        counted.inc()
+        if (timed := self._timed.get(operation)) is None:
+            timed = self._timed[operation] = metrics.seconds.labels(operation)
+        timed.observe(seconds)
+        if visit.rows and visit.status == 200:
+            if (rows := self._rows.get((operation, model))) is None:
+                rows = self._rows[operation, model] = metrics.rows.labels(operation, model)
+            rows.inc(visit.rows)
+        if visit.anomalies:
+            metrics.anomalies.labels(model).inc(visit.anomalies)
+        if self._access != "none":
+            self._log(visit, method, path, seconds)
+
+    def _log(self, visit: Visit, method: str, path: str, seconds: float) -> None:
+        probe = visit.operation in ("livez", "readyz")  # whoever probes sees the answer; a line a second helps nobody
+        if self._access == "errors" and (visit.status < 400 or probe):
+            return
+        fields = {
+            "id": visit.id,
+            "method": method,
+            "path": path,
+            "status": visit.status,
+            "rows": visit.rows,
+            "ms": round(seconds * 1e3, 3),
+        }
+        level = logging.WARNING if visit.status >= 500 else logging.INFO
+        log.log(level, "request", extra={"fields": fields})
 
 
 class Telemetry:
     """Around everything: it opens the books of a request and closes them, whatever happens inside."""
 
-    def __init__(self, app: ASGIApp, *, door: Door, metrics: Metrics, access: Literal["none", "errors", "all"]) -> None:
+    def __init__(self, app: ASGIApp, *, books: Books) -> None:
         self._app = app
-        self._door = door
-        self._metrics = metrics
-        self._access = access
+        self._books = books
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = scope["visit"] = Visit(_id(scope), time.perf_counter())
+        named = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+        visit = scope["visit"] = self._books.open(named)
         stamped = self._stamped(visit, send)
-        self._door.inside += 1
         try:
             await self._app(scope, receive, stamped)
         except Exception as error:
@@ -67,8 +124,7 @@ class Telemetry:
                 raise  # half an answer is out; the server can only hang up
             await (await answer_problem(Request(scope), error))(scope, receive, stamped)
         finally:
-            self._door.inside -= 1
-            self._close(scope, visit)
+            self._books.close(visit, scope["method"], scope["path"])
 
     def _stamped(self, visit: Visit, send: Send) -> Send:
         async def stamped(message: Message) -> None:
@@ -77,39 +133,9 @@ class Telemetry:
                 headers = list(message.get("headers", []))
                 headers.append((b"x-request-id", visit.id.encode()))
                 headers.append((b"server-timing", visit.timing(time.perf_counter() - visit.arrived).encode()))
-                if self._door.state != "open" and not any(name == b"connection" for name, _ in headers):
+                if self._books.door.state != "open" and not any(name == b"connection" for name, _ in headers):
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             await send(message)
 
         return stamped
-
-    def _close(self, scope: Scope, visit: Visit) -> None:
-        seconds = time.perf_counter() - visit.arrived
-        metrics = self._metrics
-        metrics.requests.labels(visit.operation, visit.model, str(visit.status)).inc()
-        metrics.seconds.labels(visit.operation).observe(seconds)
-        if visit.rows and visit.status == 200:
-            metrics.rows.labels(visit.operation, visit.model).inc(visit.rows)
-        if visit.anomalies:
-            metrics.anomalies.labels(visit.model).inc(visit.anomalies)
-        probe = visit.operation in ("livez", "readyz")  # whoever probes sees the answer; a line a second helps nobody
-        if self._access == "all" or (self._access == "errors" and visit.status >= 400 and not probe):
-            fields = {
-                "id": visit.id,
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": visit.status,
-                "rows": visit.rows,
-                "ms": round(seconds * 1e3, 3),
-            }
-            level = logging.WARNING if visit.status >= 500 else logging.INFO
-            log.log(level, "request", extra={"fields": fields})
-
-
-def _id(scope: Scope) -> str:
-    """The caller's request id if it is a decent one, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and ID.fullmatch(value):
-            return bytes(value).decode()
-    return f"{random.getrandbits(128):032x}"  # not a secret, so not worth a system call

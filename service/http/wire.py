@@ -153,7 +153,7 @@ def read_json(body: bytes, array: str | None, limits: Limits, event: tuple[int, 
     The parser is simdjson, which refuses text, booleans and null among numbers and flattens ragged rows in
     silence: so every length is compared, and the brackets are counted. What it won't have is read again slowly.
     """
-    _check_count(body, array, limits, event)
+    check_count(body, array, limits, event)
     key: str | None = None
     try:
         document: Any = simdjson.Parser().parse(body)
@@ -176,12 +176,14 @@ def read_json(body: bytes, array: str | None, limits: Limits, event: tuple[int, 
     return Body(fields, numbers)
 
 
-def _check_count(body: bytes, array: str | None, limits: Limits, event: tuple[int, ...]) -> None:
+def check_count(body: bytes, array: str | None, limits: Limits, event: tuple[int, ...]) -> None:
     """Refuse a body with more commas or brackets than any that is within the limits, before it is parsed.
 
     Parsed, two bytes become dozens: 64 MiB of `[],` would be gigabytes. What is merely wrong is told so by the parser,
     as long as it stays below a floor that does no harm.
     """
+    if len(body) <= FLOOR // 4:
+        return
     rows = limits.rows if array else 0
     arrays = sum(prod(event[:depth]) for depth in range(len(event)))
     commas, brackets = max(rows * prod(event), FLOOR), max(rows * arrays, FLOOR // 4)

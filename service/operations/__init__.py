@@ -19,7 +19,7 @@ from service.operations.latents import (
     sample,
 )
 from service.operations.rows import admit
-from service.operations.scores import Calibrated, Explanation, Score, Standing, measure, score, terms
+from service.operations.scores import Calibrated, Explanation, Rule, Score, Standing, measure, post_score, score, terms
 
 __all__ = [
     "Calibrated",
@@ -29,6 +29,7 @@ __all__ = [
     "Explanation",
     "Imputation",
     "Keeping",
+    "Rule",
     "Samples",
     "Score",
     "Standing",
@@ -43,6 +44,7 @@ __all__ = [
     "impute",
     "measure",
     "pool",
+    "post_score",
     "reconstruct",
     "refer",
     "sample",

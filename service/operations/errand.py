@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from service import noise
-from service.artifact import Arrays
+from service.appraisal import Yardstick
+from service.artifact import Array, Arrays
 from service.models import Model
 
 T = TypeVar("T")
@@ -33,6 +34,13 @@ class Errand:
     async def ask(self, model: Model, graph: str, rows: Arrays, bank: noise.Bank | None = None) -> Arrays:
         """Have one graph computed, and note how long it took."""
         answer = await model.ask(graph, rows, bank=bank, deadline=self.deadline)
+        self.queued += answer.queued
+        self.computed += answer.computed
+        return answer.outputs
+
+    async def appraise(self, model: Model, x: Array, by: Yardstick) -> Arrays:
+        """Have rows appraised, and note how long it took."""
+        answer = await model.appraise(x, by, deadline=self.deadline)
         self.queued += answer.queued
         self.computed += answer.computed
         return answer.outputs

@@ -32,6 +32,42 @@ def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
         raise invalid(pointer, f"has shape {_shape(inputs.shape)}; {manifest.name} takes {_shape(('n', *shape))}")
     if len(inputs) == 0:
         raise invalid(pointer, "holds 0 rows; send at least one")
+    x = _plainly(inputs, manifest)
+    return _scrutinised(inputs, manifest, pointer) if x is None else x
+
+
+# Values up to this are whole in every float that an event may have, and finite whatever is cast to what.
+PLAIN = 2.0**24
+
+
+def _plainly(inputs: Array, manifest: Manifest) -> Array | None:
+    """Rows that are right at first sight, as nearly all are: a few passes over them in place of a dozen.
+
+    None where it takes a closer look: a value that is missing or out of the ordinary, or a family for each column.
+    """
+    support = manifest.support
+    if support.kind not in ("levels", "real") or manifest.blocks is not None:
+        return None
+    low, high = support.bounds
+    if not (inputs.min() >= max(low, -PLAIN) and inputs.max() <= min(high, PLAIN)):  # false for NaN
+        return None
+    x = np.ascontiguousarray(inputs, manifest.event_dtype)
+    if x is inputs and support.kind == "real":
+        return x
+    if support.kind == "levels":
+        if support.levels[2] != 1 or (inputs.dtype.kind == "f" and not _same(np.floor(inputs), inputs)):
+            return None
+    elif x.dtype.kind in "iu" and not _same(x, inputs):
+        return None
+    return x
+
+
+def _same(found: Array, wanted: Array) -> bool:
+    return bool((found == wanted).all())
+
+
+def _scrutinised(inputs: Array, manifest: Manifest, pointer: str) -> Array:
+    """Rows as the graphs take them, looked at value by value."""
     absent = np.isnan(inputs)
     if manifest.missing:
         _refuse(inputs, np.isinf(inputs), pointer, "is not a finite number")
@@ -50,11 +86,11 @@ def admit(inputs: Array, manifest: Manifest, pointer: str = "/inputs") -> Array:
     return x
 
 
-async def observed(x: Array, manifest: Manifest) -> NDArray[np.int64]:
-    """How many values of each row are there; (rows,)."""
+def observed(x: Array, manifest: Manifest) -> int | NDArray[np.int64]:
+    """How many values of each row are there; (rows,), or one number where none can be missing."""
     if not manifest.missing:
-        return np.full(len(x), manifest.dimensions)
-    return await off_loop(x.size, lambda: np.isfinite(x).reshape(len(x), -1).sum(1))
+        return manifest.dimensions
+    return np.asarray(np.isfinite(x).reshape(len(x), manifest.dimensions).sum(1), np.int64)
 
 
 def _untrained(manifest: Manifest) -> str:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import anomaly, calibration, noise, scoring
-from service.artifact import Array
-from service.errors import EngineFailed
+from service import anomaly, appraisal, calibration, noise, scoring
+from service.appraisal import P, Yardstick, appraise
+from service.artifact import Array, Arrays
+from service.batcher import Answer
+from service.errors import EngineFailed, Problem
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop, together
 from service.operations.left_out import left_out
-from service.operations.rows import admitted, observed
+from service.operations.rows import admit, admitted, observed
+from service.works import SCORE
 
 Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 INCOMPLETE = "rows with missing values have no p-value: the calibration rows are complete, so they are not comparable"
 
-NORMED = "density_of_states"  # the score that the posterior's norms are for
 UNCALIBRATED = "the artifact is not calibrated: python -m training calibrate"
 
 
@@ -117,39 +119,85 @@ async def score(
 ) -> Score:
     """The scores of each row, the ELBO with its error, and their p-values among held-out rows; see Rule."""
     x = await admitted(inputs, model.manifest)
-    rule = Rule(alpha, fdr, correction, confidence)
-    bank = await model.bank(model.seed if seed is None else seed, draws or model.draws)
-    fitted = model.references.fitted if model.references else {}
-    bound, statistics = await _measured(model, x, bank, errand)
-    values = anomaly.values(statistics, fitted)
-    seen = await observed(x, model.manifest)
-    facts = _facts(model, bank)
-    odd = _incomparable(seen, model)
-    standings = _stand(model, values, facts, rule, odd)
-    p = standings[facts.score].p_value if facts.score else None
+    seed, draws = model.seed if seed is None else seed, draws or model.draws
+    by = await model.yardstick(seed, draws, served=errand.served)
+    found = _judged(model, x, by, await appraised(model, x, by, errand), Rule(alpha, fdr, correction, confidence))
+    if explain:
+        found = replace(found, explanation=await _explain(model, x, by, errand))
+    if conditionals:
+        values, k = await left_out(model, x, by.bank, errand)
+        found = replace(found, feature_conditional=values, feature_conditional_k=k)
+    return found
+
+
+def post_score(
+    model: Model,
+    inputs: Array,
+    draws: int,
+    seed: int | None,
+    rule: Rule,
+    errand: Errand,
+    tell: Callable[[Score | Problem], None],
+) -> Callable[[], None] | None:
+    """The same for who would rather be told than wait; how to say that nobody waits any more.
+
+    None where it can't be had without waiting: for a bank that must be made first, or draws that don't fit one call.
+    """
+    door, seed = model.doors[SCORE], model.seed if seed is None else seed
+    by = model.kept(seed, draws, errand.served)
+    if by is None or draws > door.size:
+        return None
+    door.check()
+    x = admit(inputs, model.manifest)
+
+    def told(answer: Answer | Problem) -> None:
+        if isinstance(answer, Answer):
+            errand.queued, errand.computed = answer.queued, answer.computed
+            tell(_judged(model, x, by, answer.outputs, rule))
+        else:
+            tell(answer)
+
+    ticket = door.post({"x": x}, told, bank=by, key=by, deadline=errand.deadline)
+    return lambda: door.drop(ticket)
+
+
+def _judged(model: Model, x: Array, by: Yardstick, found: Arrays, rule: Rule) -> Score:
+    """A score from what an appraisal found, by a rule."""
+    facts = _facts(model, by)
+    standings = _stand(found, by, rule)
+    p = standings[facts.score].p_value if facts.score and facts.score in standings else None
     flags, facts = _decide(p, facts, rule)
-    if model.footing and p is not None and facts.score and errand.served:
-        await model.footing.watched(np.where(odd, np.nan, values[facts.score]), model.manifest)
+    seen = observed(x, model.manifest)
+    bound = scoring.Bound(found["elbo"], found["elbo_error"], by.error_df, found["log_likelihood"], found["kl"])
     bits = scoring.bits_per_dim(bound.elbo, seen) if model.manifest.discrete else None
-    explanation = await _explain(model, x, bank, facts, errand) if explain else None
-    if p is not None and odd.any():
+    if p is not None and by.complete and model.manifest.missing and bool(np.any(seen < model.manifest.dimensions)):
         facts = replace(facts, reason=INCOMPLETE)
-    alone = await left_out(model, x, bank, errand) if conditionals else (None, None)
-    return Score(bound, bits, standings, p, flags, facts, bank.seed, bank.draws, explanation, *alone)
+    return Score(bound, bits, standings, p, flags, facts, by.bank.seed, by.bank.draws)
 
 
-async def _measured(
-    model: Model, x: Array, bank: noise.Bank, errand: Errand
-) -> tuple[scoring.Bound, anomaly.Statistics]:
-    """With the norms where a score needs them. If the encoder fails, only that score is lost, unless it decides."""
-    references = model.references
-    norms = references is not None and NORMED in references.fitted
+async def appraised(model: Model, x: Array, by: Yardstick, errand: Errand) -> Arrays:
+    """All that is said of admitted rows by default, together with other requests where a row's draws fit one call."""
+    if by.bank.draws <= model.doors[SCORE].size:
+        return await errand.appraise(model, x, by)
+    outputs = await errand.ask(model, "elbo", {"x": x}, by.bank)
+    posterior = await _posterior(model, x, errand) if by.normed else {}
+
+    def encode() -> Arrays:
+        if isinstance(posterior, EngineFailed):
+            raise posterior
+        return posterior
+
+    found = await off_loop(len(x) * by.bank.draws, lambda: appraise(x, outputs, encode, model.manifest, by))
+    if by.notice:
+        by.notice(found)
+    return found
+
+
+async def _posterior(model: Model, x: Array, errand: Errand) -> Arrays | EngineFailed:
     try:
-        return await measure(model, x, bank, norms=norms, errand=errand)
-    except EngineFailed:
-        if not norms or (references and references.chosen == NORMED):
-            raise
-        return await measure(model, x, bank, norms=False, errand=errand)
+        return await errand.ask(model, "encoder", {"x": x})
+    except EngineFailed as failure:
+        return failure
 
 
 async def measure(
@@ -161,61 +209,42 @@ async def measure(
         outputs, posterior = await together(*asked)
     else:
         outputs, posterior = await errand.ask(model, "elbo", {"x": x}, bank), None
-
-    def work() -> tuple[scoring.Bound, anomaly.Statistics]:
-        bound = scoring.bound(outputs["log_likelihood"], outputs["kl"], bank)
-        gap = anomaly.iwae_gap(outputs["log_weight"], bank.weights)
-        lengths: tuple[Doubles, ...] = ()
-        if posterior is not None:
-            lengths = anomaly.norm(posterior["mean"]), anomaly.norm(np.exp(posterior["log_scale"].astype(np.float64)))
-        return bound, anomaly.Statistics(bound.elbo, bound.log_likelihood, bound.kl, gap, *lengths)
-
-    return await off_loop(len(x) * bank.draws, work)
+    return await off_loop(len(x) * bank.draws, lambda: appraisal.measure(outputs, posterior, bank))
 
 
-def _facts(model: Model, bank: noise.Bank) -> Calibrated:
+def _facts(model: Model, by: Yardstick) -> Calibrated:
     """What p-values of this bank's scores rest on, or why there are none."""
     used, references = model.calibrated, model.references
     if used is None or references is None:
         return Calibrated(None, None, None, None, UNCALIBRATED)
     reason = None
-    if (bank.seed, bank.draws) != (used.seed, used.draws):
+    if not by.comparable:
         reason = (
             f"calibrated with seed {used.seed} and {used.draws} draws; "
-            f"seed {bank.seed} and {bank.draws} draws give another score"
+            f"seed {by.bank.seed} and {by.bank.draws} draws give another score"
         )
     smallest = references.scores[references.chosen].smallest_p
     return Calibrated(references.n, used.seed, used.draws, smallest, reason, references.chosen)
 
 
-def _incomparable(seen: NDArray[np.int64], model: Model) -> Flags:
-    """Rows with missing values where the reference rows are complete: they are not rows like those; (rows,)."""
-    holed = seen < model.manifest.dimensions
-    return np.asarray(holed & bool(model.footing and model.footing.complete), np.bool_)
-
-
-def _stand(
-    model: Model, values: Mapping[str, Doubles], facts: Calibrated, rule: Rule, odd: Flags
-) -> dict[str, Standing]:
+def _stand(found: Arrays, by: Yardstick, rule: Rule) -> dict[str, Standing]:
     """Every score with its p-value, which rows unlike the reference rows don't have."""
     standings = {}
-    for name, value in values.items():
-        p = _p_value(model, facts, rule, name, value)
-        standings[name] = Standing(value, p if p is None else np.where(odd, np.nan, p))
+    for name in anomaly.KINDS:
+        if name in found:
+            p = found.get(P + name)
+            if p is not None and by.references is not None and rule.correction != "none":
+                p = calibration.correct(p, by.references.n, rule.confidence)
+            standings[name] = Standing(found[name], p)
     return standings
-
-
-def _p_value(model: Model, facts: Calibrated, rule: Rule, name: str, value: Doubles) -> Doubles | None:
-    """Where a score stands among the reference scores, if there are any that were made with this bank."""
-    if model.references is None or facts.reason or name not in model.references.scores:
-        return None
-    p = calibration.p_values(model.references.scores[name], value)
-    return p if rule.correction == "none" else calibration.correct(p, model.references.n, rule.confidence)
 
 
 def _decide(p: Doubles | None, facts: Calibrated, rule: Rule) -> tuple[list[bool | None] | None, Calibrated]:
     """Which rows are anomalies, and the calibration's facts with what it can't find."""
     smallest = facts.smallest_p
+    plain = rule.fdr is None and rule.correction == "none"
+    if plain and p is not None and smallest is not None and smallest <= rule.alpha:  # nearly always: nothing to warn of
+        return [None if math.isnan(value) else value <= rule.alpha for value in p.tolist()], facts
     if smallest is not None and facts.n is not None and rule.correction != "none":
         smallest = float(calibration.correct(np.array([smallest]), facts.n, rule.confidence)[0])
         facts = replace(facts, smallest_p=smallest)
@@ -243,13 +272,13 @@ def _too_few(rows: int, smallest: float, rule: Rule) -> str | None:
     return f"{warning}; a lone one needs {calibration.fewest_references(rows, rule.fdr)} calibration rows"
 
 
-async def _explain(model: Model, x: Array, bank: noise.Bank, facts: Calibrated, errand: Errand) -> Explanation:
+async def _explain(model: Model, x: Array, by: Yardstick, errand: Errand) -> Explanation:
     """Each feature's share of log_likelihood and each latent's of kl, and how unusual each is."""
-    features, latents = await terms(model, x, bank, errand)
+    features, latents = await terms(model, x, by.bank, errand)
     columns = model.manifest.features
     names = [column.name for column in columns] if columns else None
     references = model.references
-    if references is None or facts.reason or references.feature is None or references.latent is None:
+    if references is None or not by.comparable or references.feature is None or references.latent is None:
         return Explanation(features, latents, feature_names=names)
     deviations = calibration.deviations(references.feature, features, "low")
     return Explanation(

@@ -46,7 +46,7 @@ def _calling(address: str, body: bytes, length: int | None = None) -> Iterator[s
 
 
 def _waiting(app: FastAPI) -> int:
-    return int(app.state.models.get("tiny").doors["elbo"].waiting)
+    return int(app.state.models.get("tiny").doors["score"].waiting)
 
 
 def test_rows_of_a_client_that_leaves_are_never_computed(gated: tuple[str, FastAPI, Gate]) -> None:

@@ -169,7 +169,7 @@ def test_being_told_twice_ends_it_at_once(small: Path) -> None:
 
 def test_an_engine_that_never_comes_back_does_not_hold_the_end_up(small: Path) -> None:
     """At the hard deadline whoever still waits is told, as a problem body, and the process ends with status 0."""
-    service = running(start=("-c", STUCK), models=str(small), drain_grace_ms="0", drain_limit_ms="300")
+    service = running(start=("-c", STUCK), models=str(small), drain_grace_ms="0", drain_limit_ms="300", inline_us="0")
     with service as (process, address), ThreadPoolExecutor(1) as pool:
         asking = pool.submit(httpx.post, f"{address}/v1/models/tiny/score", json=BODY, timeout=PATIENCE)
         inside = "vae_serve_requests_inside 2.0"
@@ -177,6 +177,14 @@ def test_an_engine_that_never_comes_back_does_not_hold_the_end_up(small: Path) -
         process.send_signal(signal.SIGTERM)
         refused(asking.result(PATIENCE), 503)
         assert _ended(process) == 0
+
+
+def test_an_engine_that_stalls_on_the_loop_itself_ends_the_process(small: Path) -> None:
+    """Nobody could be answered any more, not even /livez; who restarts processes restarts this one."""
+    with running(start=("-c", STUCK), models=str(small), stall_ms="300", inline_us="1000") as (process, address):
+        with pytest.raises(httpx.TransportError):
+            httpx.post(f"{address}/v1/models/tiny/score", json=BODY, timeout=PATIENCE)
+        assert _ended(process) == 1
 
 
 @pytest.mark.anyio

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
 
 from service.artifact import Array, Arrays, Graph
-from service.batcher import Answer, Batcher, BatchReport
+from service.batcher import Answer, Batcher, BatchReport, Work
+from service.cost import Cost
 from service.errors import EngineFailed, Late, NotReady, Overloaded
 from service.lanes import Lanes
 
@@ -22,10 +24,30 @@ BOUND = Graph("bound", ("x",), {"y": "nk", "kl": "n"}, bank="noise")
 JOINT = Graph("joint", ("x", "z"), {"y": "nk"}, drawn=("z",))
 
 
+class Stubbed(Work):
+    """A graph computed by a function of stacked rows."""
+
+    def __init__(self, graph: Graph, function: Callable[[str, Mapping[str, Array]], Arrays]) -> None:
+        self.name, self.drawn, self._function = graph.name, graph.drawn, function
+        self.wide = frozenset(name for name, lead in graph.outputs.items() if lead == "nk")
+
+    def compute(self, rows: Mapping[str, Sequence[Array]], bank: Array | None, draws: slice) -> Arrays:
+        """Stack, and call it."""
+        feeds = {name: np.concatenate(parts) for name, parts in rows.items()}
+        return self._function(self.name, feeds if bank is None else {**feeds, "noise": bank[draws]})
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """The service runs on asyncio."""
     return "asyncio"
+
+
+class Known(Cost):
+    """A cost that is known and stays what it is."""
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Nothing."""
 
 
 class Stub:
@@ -57,11 +79,21 @@ class Stub:
 
 @asynccontextmanager
 async def served(
-    stub: Stub, graph: Graph = PLAIN, *, size: int = 8, room: int = 1000, lanes: int = 1, pace: float = 1e-9
+    stub: Stub,
+    graph: Graph = PLAIN,
+    *,
+    size: int = 8,
+    room: int = 1000,
+    lanes: int = 1,
+    pace: float = 1e-9,
+    inline: float = 0.0,
+    patience: float = math.inf,
 ) -> AsyncIterator[Batcher]:
     """A batcher at work."""
     pool = Lanes(lanes)
-    batcher = Batcher(graph, stub.compute, pool, size=size, room=room, pace=pace)
+    batcher = Batcher(
+        Stubbed(graph, stub.compute), pool, size=size, room=room, cost=Known(row=pace), inline=inline, patience=patience
+    )
     task = asyncio.create_task(batcher.serve())
     try:
         yield batcher
@@ -129,7 +161,7 @@ async def test_a_batch_is_cut_after_the_turn_is_taken() -> None:
     """Rows that arrive while the lane is held by another graph still share the batch."""
     stub = Stub()
     lanes = Lanes(1)
-    batcher = Batcher(PLAIN, stub.compute, lanes, size=8, room=100)
+    batcher = Batcher(Stubbed(PLAIN, stub.compute), lanes, size=8, room=100)
     task = asyncio.create_task(batcher.serve())
     await lanes.take()
     callers = [ask(batcher, 1)]
@@ -220,7 +252,7 @@ async def test_an_engine_that_loses_rows_fails_the_ticket() -> None:
     """Another number of rows out than in is a failure, never somebody else's answer."""
     stub = Stub()
     lanes = Lanes(1)
-    batcher = Batcher(PLAIN, lambda _, feeds: {"y": feeds["x"][1:]}, lanes, size=8, room=100)
+    batcher = Batcher(Stubbed(PLAIN, lambda _, feeds: {"y": feeds["x"][1:]}), lanes, size=8, room=100)
     async with served(stub):
         task = asyncio.create_task(batcher.serve())
         with pytest.raises(EngineFailed, match="2 rows went in"):
@@ -266,11 +298,96 @@ async def test_a_deadline_that_cannot_be_met_is_refused_before_work_is_spent() -
 
 
 async def test_several_lanes_meet_a_deadline_that_one_could_not() -> None:
-    """Work is shared by the lanes, and so is the time it takes."""
+    """The pieces of a request are shared by the lanes, and so is the time they take; one piece is not."""
     stub = Stub()
-    async with served(stub, pace=1.0, lanes=4) as batcher:
-        answer = await batcher.submit(rows(1, 2, 3, 4, 5, 6), deadline=asyncio.get_running_loop().time() + 2.0)
-    assert len(answer.outputs["y"]) == 6
+    async with served(stub, pace=1.0, lanes=4, size=2) as batcher:
+        answer = await batcher.submit(rows(1, 2, 3, 4, 5, 6), deadline=asyncio.get_running_loop().time() + 2.5)
+        assert len(answer.outputs["y"]) == 6
+    async with served(stub, pace=1.0, lanes=4, size=8) as batcher:
+        with pytest.raises(Late, match="can't be met"):
+            await batcher.submit(rows(1, 2, 3, 4, 5, 6), deadline=asyncio.get_running_loop().time() + 2.5)
+
+
+async def test_a_newcomer_waits_for_no_more_of_others_than_it_brings() -> None:
+    """Tickets take turns, so a small one can meet a deadline behind a large one that would take far longer."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub, pace=0.1, size=4) as batcher:
+        large = ask(batcher, *range(100, 200))
+        await stub.busy()
+        soon = asyncio.get_running_loop().time() + 5.0
+        small = asyncio.create_task(batcher.submit(rows(1), deadline=soon))
+        await settled()
+        assert not small.done()
+        with pytest.raises(Late, match="can't be met"):
+            await batcher.submit(rows(*range(60)), deadline=soon)
+        stub.gate.set()
+        assert (await small).outputs["y"].item() == 2
+        assert len((await large).outputs["y"]) == 100
+
+
+async def test_newcomers_who_would_wait_too_long_for_their_turn_are_refused() -> None:
+    """However much room there is, whoever is let in has its turn soon; the refusal says when to come again."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub, pace=1.0, patience=3.0) as batcher:
+        held = ask(batcher, 0)
+        await stub.busy()
+        waiting = [ask(batcher, value) for value in range(4)]
+        await settled()
+        with pytest.raises(Overloaded, match="newcomers wait 4 s") as refused:
+            batcher.check()
+        assert refused.value.retry_after == 1.0
+        with pytest.raises(Overloaded):
+            await batcher.submit(rows(9))
+        stub.gate.set()
+        await asyncio.gather(held, *waiting)
+        batcher.check()
+
+
+async def test_what_is_quick_is_computed_on_the_loop_with_all_that_came_in_the_same_turn() -> None:
+    """No thread is woken for a small batch; a large one goes to a lane all the same."""
+    stub = Stub()
+    threads: list[str] = []
+
+    class Noted(Stub):
+        def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
+            threads.append(threading.current_thread().name)
+            return super().compute(graph, feeds)
+
+    stub = Noted()
+    async with served(stub, pace=1e-4, inline=4.5e-4) as batcher:
+        answers = await asyncio.gather(*[ask(batcher, value) for value in (1, 2, 3)])
+        assert [answer.outputs["y"].item() for answer in answers] == [2, 4, 6]
+        assert [len(call["x"]) for call in stub.calls] == [3]
+        assert threads == [threading.current_thread().name]
+        await batcher.submit(rows(*range(8)))
+        assert threads[1].startswith("lane")
+
+
+async def test_a_batch_that_fails_on_the_loop_fails_only_its_culprit() -> None:
+    """The blame is laid in lanes, wherever the batch was computed."""
+    stub = Stub()
+    async with served(stub, pace=1e-6, inline=1e-3) as batcher:
+        found = await asyncio.gather(*[ask(batcher, value) for value in (1, 13, 3)], return_exceptions=True)
+        assert [isinstance(each, EngineFailed) for each in found] == [False, True, False]
+        assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), MemoryError(), KeyboardInterrupt()])
+async def test_whatever_a_call_dies_of_its_caller_is_told_and_the_lane_goes_on(error: BaseException) -> None:
+    """A lane outlives what would end a thread."""
+
+    class Dying(Stub):
+        def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
+            if (feeds["x"] == 13).any():
+                raise error
+            return super().compute(graph, feeds)
+
+    async with served(Dying()) as batcher:
+        with pytest.raises(EngineFailed):
+            await batcher.submit(rows(13))
+        assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
 
 
 async def test_closing_settles_everyone_and_then_refuses() -> None:
@@ -291,7 +408,7 @@ async def test_cancelling_the_loop_settles_everyone() -> None:
     stub = Stub()
     stub.gate.clear()
     pool = Lanes(1)
-    batcher = Batcher(PLAIN, stub.compute, pool, size=8, room=100)
+    batcher = Batcher(Stubbed(PLAIN, stub.compute), pool, size=8, room=100)
     task = asyncio.create_task(batcher.serve())
     held = ask(batcher, 0)
     await stub.busy()
@@ -366,7 +483,7 @@ async def test_every_one_of_many_callers_gets_its_own_rows() -> None:
     stub = Stub()
     reports: list[BatchReport] = []
     pool = Lanes(3)
-    batcher = Batcher(PLAIN, stub.compute, pool, size=16, room=10_000, report=reports.append)
+    batcher = Batcher(Stubbed(PLAIN, stub.compute), pool, size=16, room=10_000, report=reports.append)
     task = asyncio.create_task(batcher.serve())
     sizes = generator.integers(1, 40, 300)
     wanted = [generator.integers(100, 10_000, size) for size in sizes]

@@ -1,0 +1,323 @@
+"""The lane: requests for an operation, met in the protocol itself. Knows uvicorn's connections, and no operation.
+
+An ASGI app is started with a request's head and asks for its body; that costs a task, an event and a dozen messages,
+more than a small model computes. Here a request is met when it is whole. What is small is answered without a task; the
+rest goes the same way as over ASGI. Whatever isn't a plain POST to an operation is left to the app, on the same
+connection: chunked bodies, callers that wait for 100-continue, other methods and paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from starlette.requests import Request
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import Late, Problem
+from service.http import wire
+from service.http.errors import refusal
+from service.http.exchange import INLINE, Desk, Drop, Heard, Held, Operation, checked, off_loop, signed
+from service.http.telemetry import Books
+
+HEARD = {b"content-type", b"content-encoding", b"accept", b"x-timeout-ms", b"x-request-id", b"content-length"}
+LEFT = {b"transfer-encoding", b"expect", b"upgrade"}  # a request with one of these is left to the app
+ROUTES = 1024  # paths that are remembered
+CLOSE = b"connection: close\r\n"
+
+
+class Route:
+    """Where a path leads: an operation, and the model and version that it names."""
+
+    __slots__ = ("model", "operation", "path", "version")
+
+    def __init__(self, path: str, operation: Operation[Any], model: str, version: str | None) -> None:
+        self.path, self.operation, self.model, self.version = path, operation, model, version
+
+
+class Lane:
+    """What every connection of the lane is handed: the desk, the books, and which operations there are."""
+
+    def __init__(self, desk: Desk, books: Books, operations: Mapping[str, Operation[Any]]) -> None:
+        self.desk, self.books = desk, books
+        self._operations = operations
+        self._routes: dict[bytes, Route | None] = {}
+
+    def route(self, url: bytes) -> Route | None:
+        """Where a request's path leads, if that is an operation."""
+        if url in self._routes:
+            return self._routes[url]
+        found = self._find(url)
+        if len(self._routes) < ROUTES:
+            self._routes[url] = found
+        return found
+
+    def _find(self, url: bytes) -> Route | None:
+        path = unquote(url.decode("latin-1"))
+        match path.split("/"):
+            case ["", "v1", "models", model, name] if model and name in self._operations:
+                return Route(path, self._operations[name], model, None)
+            case ["", "v1", "models", model, "versions", version, name] if (
+                model and version and name in self._operations
+            ):
+                return Route(path, self._operations[name], model, version)
+        return None
+
+    def protocol(self) -> type[HttpToolsProtocol]:
+        """The protocol that uvicorn is to speak on its connections."""
+        return type("LaneProtocol", (Connection,), {"lane": self})
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, on which requests for an operation take the lane."""
+
+    lane: Lane
+    call: Call | None = None
+
+    @property
+    def laned(self) -> Call | None:
+        """The request that is being read, if it takes the lane."""
+        cycle: object = self.cycle
+        return self.call if cycle is self.call else None
+
+    def on_headers_complete(self) -> None:
+        """A request's head is here: is it one for the lane?"""
+        if self.parser.get_method() == b"POST" and (self.cycle is None or self.cycle.response_complete):
+            url, _, query = self.url.partition(b"?")
+            if (route := self.lane.route(url)) and (heads := self._heads()) is not None:
+                self.call = Call(self, route, heads, query)
+                self.cycle = self.call  # type: ignore[assignment]
+                return
+        super().on_headers_complete()
+
+    def _heads(self) -> dict[bytes, bytes] | None:
+        """The headers that matter, their lines joined; None where the request is left to the app."""
+        if self.parser.get_http_version() != "1.1" or self.parser.should_upgrade():
+            return None
+        heads: dict[bytes, bytes] = {}
+        for name, value in self.headers:
+            if name in LEFT:
+                return None
+            if name in HEARD:
+                heads[name] = heads[name] + b", " + value if name in heads else value
+        length = heads.get(b"content-length", b"0")
+        if not length.isdigit() or len(length) > 12 or int(length) > self.lane.desk.limits.body_bytes:
+            return None
+        return heads
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body is here."""
+        if call := self.laned:
+            call.more(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        if call := self.laned:
+            call.whole()
+        else:
+            super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The caller has gone."""
+        super().connection_lost(exc)
+        if self.call is not None:
+            self.call.gone()
+
+
+class Told:
+    """Stands in for the event that uvicorn sets for an app that waits; nobody waits here."""
+
+    def set(self) -> None:
+        """Nothing."""
+
+
+TOLD = Told()
+
+
+class Call:
+    """One request on the lane, in the place of uvicorn's cycle, whose attributes it has."""
+
+    __slots__ = (
+        *("_connection", "_drop", "_form", "_heads", "_held", "_model", "_parts", "_query", "_route", "_size"),
+        *("_task", "_timer", "disconnected", "keep_alive", "message_event", "response_complete", "visit"),
+    )
+
+    def __init__(self, connection: Connection, route: Route, heads: dict[bytes, bytes], query: bytes) -> None:
+        self._connection, self._route, self._heads, self._query = connection, route, heads, query
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._held = Held(connection.lane.desk.memory)
+        self._drop: Drop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.visit = connection.lane.books.open(heads.get(b"x-request-id"))
+        self.response_complete = self.disconnected = False
+        self.keep_alive = connection.parser.should_keep_alive()
+        self.message_event = TOLD
+
+    # ------------------------------------------------------------ in
+
+    def more(self, body: bytes) -> None:
+        """Some of the body is here; what comes after a refusal is thrown away."""
+        if self.response_complete:
+            return
+        self._size += len(body)
+        try:
+            self._held.resize(self._size)
+        except Problem as error:
+            self._refuse(error)
+            return
+        self._parts.append(body)
+
+    def whole(self) -> None:
+        """The request is whole: answer it, at once or in a task."""
+        if self.response_complete:
+            return
+        parts = self._parts
+        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts = []
+        try:
+            heard = self._heard()
+            self._form, self._model = self._desk.begin(
+                heard, self._route.operation, self.visit, self._route.model, self._route.version
+            )
+            if not self._begun(heard, content):
+                self._start(self._work(heard, content))
+        except Exception as error:  # ours is answered with a reference, like any other
+            self._refuse(error)
+
+    @property
+    def _desk(self) -> Desk:
+        return self._connection.lane.desk
+
+    def _heard(self) -> Heard:
+        heads = {name: value.decode("latin-1") for name, value in self._heads.items()}
+        query = parse_qsl(self._query.decode("latin-1"), keep_blank_values=True) if self._query else ()
+        return Heard(
+            heads.get(b"content-type"),
+            heads.get(b"content-encoding"),
+            heads.get(b"accept"),
+            heads.get(b"x-timeout-ms"),
+            query,
+        )
+
+    def _begun(self, heard: Heard, content: bytes) -> bool:
+        """Whether a small request could be begun without a task."""
+        operation, desk, model = self._route.operation, self._desk, self._model
+        if operation.quick is None or len(content) > INLINE or heard.content_encoding or self._form != wire.JSON:
+            return False
+        started = time.perf_counter()
+        body = desk.parse(heard, operation, model, content)
+        self._held.resize(0 if body.array is None else body.array.nbytes)
+        self.visit.parse = time.perf_counter() - started
+        asked = checked(operation.fields, body, operation.array)
+        drop = operation.quick(desk, model, asked, body.array, self.visit, self._told)
+        if drop is None:
+            return False
+        if not self.response_complete:
+            self._drop = drop
+            self._timer = self._connection.loop.call_at(self.visit.errand.deadline, self._late)
+        return True
+
+    # ------------------------------------------------------------ out
+
+    def _told(self, found: Mapping[str, Any] | Problem) -> None:
+        """The answer to a small request."""
+        try:
+            if isinstance(found, Problem):
+                raise found
+            self._answer(wire.write(self._form, signed(self._model, found)))
+        except Exception as error:
+            self._refuse(error)
+
+    def _late(self) -> None:
+        self._refuse(Late("the deadline passed before the answer was ready"))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        connection = self._connection
+        self._task = connection.loop.create_task(work)
+        connection.tasks.add(self._task)
+        self._task.add_done_callback(connection.tasks.discard)
+
+    async def _work(self, heard: Heard, content: bytes) -> None:
+        """The same as over ASGI, from a body that is whole."""
+        try:
+            async with asyncio.timeout_at(self.visit.errand.deadline):
+                answer = await self._desk.work(
+                    heard, self._route.operation, self.visit, self._model, content, self._held
+                )
+                text = await off_loop(wire.size(answer), lambda: wire.write(self._form, answer))
+            self._answer(text)
+        except TimeoutError:
+            self._late()
+        except Exception as error:
+            self._refuse(error)
+
+    def _answer(self, text: bytes) -> None:
+        self._write(200, b"content-type: " + self._form.encode() + b"\r\n", text)
+
+    def _refuse(self, error: Exception) -> None:
+        """Say what is wrong, in the words of the one table."""
+        path = self._route.path
+        headers = [(name, value) for name, value in self._heads.items()]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "visit": self.visit}
+        found = refusal(Request(scope), error)
+        heads = [b"%b: %b\r\n" % head for head in found.raw_headers if head[0] != b"content-length"]
+        self._write(found.status_code, b"".join(heads), bytes(found.body))
+
+    def _write(self, status: int, heads: bytes, text: bytes) -> None:
+        """The whole answer, and what comes after it."""
+        if self.response_complete:
+            return
+        connection, visit = self._connection, self.visit
+        visit.status = status
+        self.response_complete = True
+        self._let_go()
+        if not self.disconnected:
+            if connection.lane.books.door.state != "open":
+                self.keep_alive = False
+            usual = connection.server_state.default_headers
+            connection.transport.write(
+                b"".join(
+                    (
+                        STATUS_LINE[status],
+                        *[b"%b: %b\r\n" % head for head in usual],
+                        heads,
+                        b"content-length: %d\r\nx-request-id: %b\r\nserver-timing: %b\r\n"
+                        % (len(text), visit.id.encode(), visit.timing(time.perf_counter() - visit.arrived).encode()),
+                        b"" if self.keep_alive else CLOSE,
+                        b"\r\n",
+                        text,
+                    )
+                )
+            )
+            if not self.keep_alive:
+                connection.transport.close()
+        connection.lane.books.close(visit, "POST", self._route.path)
+        connection.on_response_complete()
+
+    def gone(self) -> None:
+        """The caller left: what waits for it is never computed."""
+        if self.response_complete:
+            return
+        self.response_complete = self.disconnected = True
+        self.visit.status = 499
+        self._let_go()
+        self._connection.lane.books.close(self.visit, "POST", self._route.path)
+
+    def _let_go(self) -> None:
+        """Nothing waits for this request any more, and it holds no memory."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._drop is not None:
+            self._drop()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        self._timer = self._drop = self._task = None
+        self._parts = []
+        self._held.resize(0)

@@ -1,0 +1,36 @@
+"""The Open Inference Protocol v2 over HTTP, so that Triton's and KServe's clients work unchanged.
+
+tensors     datatypes, and arrays to and from their bytes
+figures     the numbers of a tensor in JSON
+request     read(bytes) → what is asked for      both are functions of their arguments alone:
+answer      what was found → write() → bytes     nothing of HTTP is in them
+encodings   compression
+served      each operation of each artifact as a model: its tensors, metadata and configuration
+tally       what the statistics extension counts
+infer       one request from its headers to its answer
+routes      every path; pages: what OpenAPI says of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi import APIRouter
+
+from service.http.exchange import Desk, Operation
+from service.http.v2 import routes
+from service.http.v2.infer import Window
+from service.http.v2.served import Shelf
+from service.http.v2.tally import Tally
+from service.metrics import Metrics
+
+Reasons = Callable[[], list[str]]
+
+
+def router(
+    desk: Desk, operations: Iterable[Operation[Any]], metrics: Metrics, faults: Reasons, unready: Reasons
+) -> APIRouter:
+    """Every path under /v2, for these operations; faults and unready say why the service isn't live or ready."""
+    shelf = Shelf(desk.models, {operation.name: operation for operation in operations})
+    return routes.router(Window(desk, shelf, Tally(metrics)), faults, unready)

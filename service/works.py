@@ -1,0 +1,97 @@
+"""Works: what the batchers of a model have done: its graphs as they are, and a whole appraisal. Knows no caller."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from service.appraisal import Yardstick, appraise
+from service.artifact import Array, Arrays, Artifact, Graph, Manifest
+from service.batcher import Work
+from service.cost import Cost
+from service.engine import Engine
+from service.errors import EngineFailed
+
+SCORE = "score"  # the door to a whole appraisal, beside those to the graphs
+WARM = 64  # decoder rows in the larger of the calls that a graph's cost is first taken from
+TAKEN = 3  # calls of each size, of which the fastest counts
+
+
+class GraphWork(Work):
+    """One graph, as it is."""
+
+    def __init__(self, graph: Graph, engine: Engine) -> None:
+        self.name = graph.name
+        self.drawn = graph.drawn
+        self.wide = frozenset(name for name, lead in graph.outputs.items() if lead == "nk")
+        self._graph, self._engine = graph, engine
+
+    def compute(self, rows: Mapping[str, Sequence[Array]], bank: Any, draws: slice) -> Arrays:
+        """Run the graph on the rows of several tickets, stacked."""
+        shared = {self._graph.bank: np.ascontiguousarray(bank[draws])} if self._graph.bank else {}
+        outputs = self._engine.run(self.name, rows, shared)
+        if outputs.keys() != self._graph.outputs.keys():
+            raise EngineFailed(f"{self.name}: it gives {sorted(outputs)}, not {sorted(self._graph.outputs)}")
+        count = sum(len(part) for part in next(iter(rows.values())))
+        if any(len(array) != count for array in outputs.values()):
+            raise EngineFailed(f"{self.name}: {count} rows went in and another number came out")
+        return outputs
+
+
+class Appraising(Work):
+    """elbo.onnx, encoder.onnx where a score needs it, and all that is said of a row by default; never cut by draws."""
+
+    name = SCORE
+
+    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+        self._elbo = GraphWork(manifest.graphs["elbo"], engine)
+        self._encoder = GraphWork(manifest.graphs["encoder"], engine)
+        self._manifest = manifest
+
+    def compute(self, rows: Mapping[str, Sequence[Array]], bank: Yardstick, _: slice) -> Arrays:
+        """Appraise the rows of several tickets by the yardstick that they share."""
+        stacked = rows["x"] if len(rows["x"]) == 1 else [np.concatenate(rows["x"])]
+        outputs = self._elbo.compute({"x": stacked}, bank.bank.noise, slice(None))
+        return appraise(stacked[0], outputs, lambda: self._posterior(stacked), self._manifest, bank)
+
+    def _posterior(self, stacked: Sequence[Array]) -> Arrays:
+        try:
+            return self._encoder.compute({"x": stacked}, None, slice(None))
+        except EngineFailed:
+            raise
+        except Exception as error:  # whatever it is, it is no fault of the bound's
+            raise EngineFailed(f"encoder: {error}") from error
+
+    def finished(self, outputs: Arrays, bank: Yardstick) -> None:
+        """Show the watch for drift what was served."""
+        if bank.notice:
+            bank.notice(outputs)
+
+
+def cost(found: Artifact, engine: Engine, name: str) -> Cost:
+    """What calls of golden rows cost, one row and many; it also warms the graph."""
+    graph = found.manifest.graphs[name]
+    feeds = {key: found.golden[f"{name}.{key}"] for key in graph.rows}
+    draws = feeds[graph.drawn[0]].shape[1] if graph.drawn else 1
+    if graph.bank:
+        feeds[graph.bank] = found.golden[f"{name}.{graph.bank}"]
+        draws = len(feeds[graph.bank])
+    calls = []
+    for count in (1, max(2, WARM // draws)):
+        stacked = {key: _repeat(array, count) if key in graph.rows else array for key, array in feeds.items()}
+        engine.compute(name, stacked)  # the first call pays for what later ones find ready
+        calls.append((count * draws, min(_timed(engine, name, stacked) for _ in range(TAKEN))))
+    return Cost.measured(calls)
+
+
+def _timed(engine: Engine, name: str, feeds: Arrays) -> float:
+    started = time.perf_counter()
+    engine.compute(name, feeds)
+    return time.perf_counter() - started
+
+
+def _repeat(rows: Array, count: int) -> Array:
+    return np.resize(rows, (count, *rows.shape[1:]))

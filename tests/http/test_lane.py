@@ -1,0 +1,239 @@
+"""The lane: what is answered in the protocol is answered as over ASGI, and a connection is never left in a muddle."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from tests.kit import JSON, NPY, NPZ, Gate, configured, digits, listening, npy, wait_until
+
+X = digits(3)
+HEADERS = {"server-timing", "x-request-id", "date"}  # that differ from one answer to the next
+
+
+@pytest.fixture(scope="module")
+def served(small: Path) -> Iterator[tuple[str, FastAPI]]:
+    """The service on a socket, computing small batches on its loop."""
+    with listening(configured(small, inline_us=1000, max_body_bytes=2**20)) as found:
+        yield found
+
+
+@contextmanager
+def connected(address: str) -> Iterator[socket.socket]:
+    """A connection."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as caller:
+        yield caller
+
+
+def request(body: bytes, path: str = "tiny/score", **headers: str) -> bytes:
+    """A POST as bytes; headers are named with underscores."""
+    named = {"content-type": JSON, "content-length": str(len(body))}
+    named |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"POST /v1/models/{path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode() + body
+
+
+def answers(caller: socket.socket, count: int) -> list[tuple[int, dict[str, str], bytes]]:
+    """The next answers on a connection: status, headers, body."""
+    found = []
+    with caller.makefile("rb") as stream:
+        for _ in range(count):
+            status = int(stream.readline().split()[1])
+            headers = {key.lower(): value for key, value in http.client.parse_headers(stream).items()}
+            found.append((status, headers, stream.read(int(headers["content-length"]))))
+    return found
+
+
+SAME: list[tuple[str, bytes, dict[str, str]]] = [
+    ("tiny/score", json.dumps({"inputs": X.tolist()}).encode(), {}),
+    ("tiny/score", json.dumps({"inputs": X.tolist(), "draws": 1}).encode(), {}),
+    ("tiny/score", json.dumps({"inputs": X.tolist(), "draws": 40, "seed": 7, "explain": True}).encode(), {}),
+    ("tiny/score", json.dumps({"inputs": X.tolist(), "fdr": 0.2, "correction": "simes"}).encode(), {}),
+    ("tiny/versions/1/score", json.dumps({"inputs": X.tolist()}).encode(), {}),
+    ("tiny/score", json.dumps({"inputs": X.tolist()}).encode(), {"accept": NPZ}),
+    ("tiny/score?draws=20&alpha=0.1", npy(X), {"content-type": NPY}),
+    ("tiny/score?draws=20&draws=3", npy(X), {"content-type": NPY}),
+    ("tiny/score?draws=20", json.dumps({"inputs": X.tolist()}).encode(), {}),
+    ("tiny/encode", json.dumps({"inputs": X.tolist(), "draws": 2}).encode(), {}),
+    ("tiny/reconstruct", json.dumps({"inputs": X.tolist()}).encode(), {}),
+    ("tiny/decode", b'{"latents": [[0.5, -1]]}', {}),
+    ("tiny/sample", b'{"count": 2, "seed": 3}', {}),
+    ("tiny/sample", b'{"seed": 9}', {"accept": NPZ}),
+    ("tiny/evidence", json.dumps({"inputs": X.tolist(), "draws": 64}).encode(), {}),
+    ("tiny/score", b"", {}),
+    ("tiny/score", b"{", {}),
+    ("tiny/score", b"[]", {}),
+    ("tiny/score", b'{"inputs": [[[1]]], "what": 3}', {}),
+    ("tiny/score", json.dumps({"inputs": (X * 7).tolist()}).encode(), {}),
+    ("tiny/score", json.dumps({"inputs": X.tolist()}).encode(), {"accept": "image/png"}),
+    ("tiny/score", json.dumps({"inputs": X.tolist()}).encode(), {"content-type": "text/plain"}),
+    ("tiny/score", json.dumps({"inputs": X.tolist()}).encode(), {"content-encoding": "br"}),
+    ("tiny/score", json.dumps({"inputs": X.tolist()}).encode(), {"x-timeout-ms": "soon"}),
+    ("tiny/score", json.dumps({"inputs": X.tolist()}).encode(), {"x-request-id": "mine-1"}),
+    ("tiny/versions/zero/score", json.dumps({"inputs": X.tolist()}).encode(), {}),
+    ("nobody/score", json.dumps({"inputs": X.tolist()}).encode(), {}),
+    ("tiny/impute", json.dumps({"inputs": X.tolist()}).encode(), {}),
+    ("tiny/nothing", b"{}", {}),
+    ("ti%6Ey/score", json.dumps({"inputs": X.tolist()}).encode(), {}),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "headers"), SAME)
+def test_it_answers_as_the_app_does(
+    served: tuple[str, FastAPI], path: str, body: bytes, headers: dict[str, str]
+) -> None:
+    """Status, headers and body are the same, for answers and for refusals; a chunked body is the app's."""
+    address, _ = served
+    sent = {"content-type": JSON, "x-request-id": "one", **headers}
+    fast = httpx.post(f"{address}/v1/models/{path}", content=body, headers=sent, timeout=20)
+    slow = httpx.post(f"{address}/v1/models/{path}", content=iter([body]), headers=sent, timeout=20)
+    assert fast.status_code == slow.status_code, fast.text
+    assert _told(fast) == _told(slow)
+    kept = [{k: v for k, v in each.headers.items() if k not in HEADERS} for each in (fast, slow)]
+    assert kept[0] == kept[1]
+    assert fast.headers["x-request-id"] == slow.headers["x-request-id"]
+    assert {span.split(";")[0].strip() for span in _spans(fast)} == {"parse", "queue", "infer", "total"}
+
+
+def _spans(response: httpx.Response) -> list[str]:
+    return response.headers["server-timing"].split(",")
+
+
+def _told(response: httpx.Response) -> Any:
+    if response.headers.get("content-type") != NPZ:
+        return response.content
+    with np.load(io.BytesIO(response.content), allow_pickle=False) as archive:
+        return {name: archive[name].tobytes() for name in archive.files}
+
+
+def test_requests_in_a_pipeline_are_answered_in_their_order(served: tuple[str, FastAPI]) -> None:
+    """Whether or not they take the lane, and however they arrive."""
+    address, _ = served
+    bodies = [json.dumps({"inputs": digits(2, seed).tolist()}).encode() for seed in range(4)]
+    wanted = [httpx.post(f"{address}/v1/models/tiny/score", content=body).content for body in bodies]
+    livez = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    sent = request(bodies[0]) + livez + request(bodies[1]) + request(bodies[2]) + livez + request(bodies[3])
+    for step in (len(sent), 777):
+        with connected(address) as caller:
+            for start in range(0, len(sent), step):
+                caller.sendall(sent[start : start + step])
+            found = answers(caller, 6)
+        assert [status for status, _, _ in found] == [200] * 6
+        assert [found[index][2] for index in (0, 2, 3, 5)] == wanted
+
+
+def test_a_connection_is_kept_and_closed_as_the_caller_wants(served: tuple[str, FastAPI]) -> None:
+    """After an answer or a refusal the next request is met; `Connection: close` is honoured."""
+    address, _ = served
+    good = json.dumps({"inputs": X.tolist()}).encode()
+    with connected(address) as caller:
+        for body, status in ((good, 200), (b"{", 400), (good, 200), (b"[]", 422), (good, 200)):
+            caller.sendall(request(body))
+            assert answers(caller, 1)[0][0] == status
+        caller.sendall(request(good, connection="close"))
+        status, headers, _ = answers(caller, 1)[0]
+        assert (status, headers["connection"]) == (200, "close")
+        assert caller.recv(1) == b""
+
+
+@pytest.mark.parametrize("how", ["chunked", "expect", "http/1.0"])
+def test_what_the_lane_leaves_alone_is_answered_by_the_app(served: tuple[str, FastAPI], how: str) -> None:
+    """Chunked bodies, callers that wait for 100-continue, and HTTP/1.0."""
+    address, _ = served
+    body = json.dumps({"inputs": X.tolist()}).encode()
+    wanted = httpx.post(f"{address}/v1/models/tiny/score", content=body).content
+    with connected(address) as caller:
+        if how == "chunked":
+            head = b"POST /v1/models/tiny/score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            caller.sendall(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        elif how == "expect":
+            head, _, _ = request(body, expect="100-continue").partition(body)
+            caller.sendall(head)
+            assert caller.recv(1024).startswith(b"HTTP/1.1 100")
+            caller.sendall(body)
+        else:
+            caller.sendall(request(body).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        status, _, found = answers(caller, 1)[0]
+    assert (status, found) == (200, wanted)
+
+
+def test_what_follows_a_body_and_is_no_request_ends_the_connection(served: tuple[str, FastAPI]) -> None:
+    """With a 400; what was being answered is dropped, since nobody can tell any more what belongs to what."""
+    address, app = served
+    body = json.dumps({"inputs": X.tolist()}).encode()
+    with connected(address) as caller:
+        caller.sendall(request(body) + b"what is this\r\n\r\n")
+        assert answers(caller, 1)[0][0] == 400
+        assert caller.recv(1) == b""
+    wait_until(lambda: app.state.door.inside == 0)
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(served: tuple[str, FastAPI]) -> None:
+    """With the limit named, and without a byte of it."""
+    address, _ = served
+    with connected(address) as caller:
+        caller.sendall(request(b"", content_length=str(2**20 + 1)))
+        status, _, text = answers(caller, 1)[0]
+    assert status == 413
+    assert str(2**20) in text.decode()
+
+
+def test_memory_and_places_are_given_back(served: tuple[str, FastAPI]) -> None:
+    """After answers, refusals and callers that leave in the middle of a body, nothing is held and nobody inside."""
+    address, app = served
+    body = json.dumps({"inputs": digits(500).tolist()}).encode()
+    for _ in range(3):
+        assert httpx.post(f"{address}/v1/models/tiny/score", content=body).status_code == 200
+        assert httpx.post(f"{address}/v1/models/tiny/score", content=body[:-1]).status_code == 400
+        with connected(address) as caller:
+            caller.sendall(request(body)[: len(body) // 2])
+    wait_until(lambda: app.state.door.inside == 0)
+    assert app.state.desk.memory.taken == 0
+
+
+def test_when_requests_hold_too_much_a_body_is_refused_in_the_middle_and_the_connection_goes_on(small: Path) -> None:
+    """The refusal comes at once; what is left of the body is thrown away, and the next request is met."""
+    body = json.dumps({"inputs": digits(200).tolist()}).encode()
+    gate = Gate()
+    with listening(configured(small, max_held_bytes=len(body) + 1000), opener=gate.opener) as (address, app):
+        with connected(address) as holder, connected(address) as caller:
+            gate.shut()
+            holder.sendall(request(body))
+            assert gate.waits.wait(20)
+            caller.sendall(request(body) + request(body[:-1]))
+            first, second = answers(caller, 2)
+            assert (first[0], second[0]) == (429, 429)
+            gate.open()
+            assert answers(holder, 1)[0][0] == 200
+            caller.sendall(request(body))
+            assert answers(caller, 1)[0][0] == 200
+        assert app.state.desk.memory.taken == 0
+
+
+@pytest.mark.parametrize("inline", [0, 1000])
+def test_a_deadline_holds_on_the_lane(small: Path, inline: int) -> None:
+    """A request that can't be done in time is a 503, whoever computes; the next is answered."""
+    gate = Gate()
+    body = json.dumps({"inputs": X.tolist()}).encode()
+    with listening(configured(small, lanes=1), opener=gate.opener) as (address, _):
+        gate.shut()
+        late = httpx.post(f"{address}/v1/models/tiny/score", content=body, headers={"x-timeout-ms": "100"})
+        assert late.status_code == 503
+        assert "deadline" in late.json()["detail"]
+        gate.open()
+        assert httpx.post(f"{address}/v1/models/tiny/score", content=body).status_code == 200
+    with listening(configured(small, inline_us=inline)) as (address, _):
+        found = httpx.post(f"{address}/v1/models/tiny/score", content=body, headers={"x-timeout-ms": "20000"})
+        assert found.status_code == 200
