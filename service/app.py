@@ -18,7 +18,7 @@ from service.batcher import BatchReport
 from service.door import Door
 from service.engine import Engine, Plan, open_engine
 from service.errors import EngineLost, Problem
-from service.http import calibrations, catalogue, evidence, health, impute, latents, openapi, samples, scores, v2
+from service.http import calibrations, catalogue, evidence, health, impute, jobs, latents, openapi, samples, scores, v2
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
 from service.http.lane import Lane
@@ -74,15 +74,14 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     books = Books(door, metrics, settings.access_log)
     stalled = partial(_stalled, lanes, settings.stall_ms / 1e3)
     app.include_router(health.router(models, door, metrics, stalled))
-    app.include_router(
-        v2.router(desk, V2, metrics, partial(health.faults, door, stalled), partial(health.unready, models, door))
-    )
+    window = v2.window(desk, V2, metrics)
+    app.include_router(v2.router(window, partial(health.faults, door, stalled), partial(health.unready, models, door)))
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
-    app.state.lane = Lane(desk, books, operations)
+    app.state.lane = Lane(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)))
     return app
 
 

@@ -87,6 +87,8 @@ class Heard:
     accept: str | None = None
     timeout: str | None = None
     query: Sequence[tuple[str, str]] = ()
+    accept_encoding: str | None = None
+    tensors_after: str | None = None  # Inference-Header-Content-Length, of the Open Inference Protocol
 
 
 class Memory:
@@ -222,6 +224,8 @@ def hear(request: Request) -> Heard:
         header(request, "accept"),
         headers.get("x-timeout-ms"),
         request.query_params.multi_items(),
+        header(request, "accept-encoding"),
+        header(request, "inference-header-content-length"),
     )
 
 

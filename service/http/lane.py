@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -18,32 +18,37 @@ from starlette.requests import Request
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import Late, Problem
-from service.http import wire
 from service.http.errors import refusal
-from service.http.exchange import INLINE, Desk, Drop, Heard, Held, Operation, checked, off_loop, signed
-from service.http.telemetry import Books
+from service.http.exchange import Desk, Drop, Heard, Held
+from service.http.jobs import Job, Reply
+from service.http.telemetry import Books, Visit
 
-HEARD = {b"content-type", b"content-encoding", b"accept", b"x-timeout-ms", b"x-request-id", b"content-length"}
+Find = Callable[[Sequence[str]], Callable[[Heard, Visit], Job] | None]
+
+HEARD = {
+    *(b"content-type", b"content-encoding", b"accept", b"x-timeout-ms", b"x-request-id", b"content-length"),
+    *(b"accept-encoding", b"inference-header-content-length"),
+}
 LEFT = {b"transfer-encoding", b"expect", b"upgrade"}  # a request with one of these is left to the app
 ROUTES = 1024  # paths that are remembered
 CLOSE = b"connection: close\r\n"
 
 
 class Route:
-    """Where a path leads: an operation, and the model and version that it names."""
+    """A path, and how a job is begun for who asks there."""
 
-    __slots__ = ("model", "operation", "path", "version")
+    __slots__ = ("begin", "path")
 
-    def __init__(self, path: str, operation: Operation[Any], model: str, version: str | None) -> None:
-        self.path, self.operation, self.model, self.version = path, operation, model, version
+    def __init__(self, path: str, begin: Callable[[Heard, Visit], Job]) -> None:
+        self.path, self.begin = path, begin
 
 
 class Lane:
-    """What every connection of the lane is handed: the desk, the books, and which operations there are."""
+    """What every connection of the lane is handed: the desk, the books, and what finds an operation by a path."""
 
-    def __init__(self, desk: Desk, books: Books, operations: Mapping[str, Operation[Any]]) -> None:
+    def __init__(self, desk: Desk, books: Books, finders: Sequence[Find]) -> None:
         self.desk, self.books = desk, books
-        self._operations = operations
+        self._finders = finders
         self._routes: dict[bytes, Route | None] = {}
 
     def route(self, url: bytes) -> Route | None:
@@ -57,14 +62,8 @@ class Lane:
 
     def _find(self, url: bytes) -> Route | None:
         path = unquote(url.decode("latin-1"))
-        match path.split("/"):
-            case ["", "v1", "models", model, name] if model and name in self._operations:
-                return Route(path, self._operations[name], model, None)
-            case ["", "v1", "models", model, "versions", version, name] if (
-                model and version and name in self._operations
-            ):
-                return Route(path, self._operations[name], model, version)
-        return None
+        begins = (find(path.split("/")) for find in self._finders)
+        return next((Route(path, begin) for begin in begins if begin), None)
 
     def protocol(self) -> type[HttpToolsProtocol]:
         """The protocol that uvicorn is to speak on its connections."""
@@ -143,8 +142,8 @@ class Call:
     """One request on the lane, in the place of uvicorn's cycle, whose attributes it has."""
 
     __slots__ = (
-        *("_connection", "_drop", "_form", "_heads", "_held", "_model", "_parts", "_query", "_route", "_size"),
-        *("_task", "_timer", "disconnected", "keep_alive", "message_event", "response_complete", "visit"),
+        *("_connection", "_drop", "_heads", "_held", "_job", "_parts", "_query", "_route", "_size", "_task", "_timer"),
+        *("disconnected", "keep_alive", "message_event", "response_complete", "visit"),
     )
 
     def __init__(self, connection: Connection, route: Route, heads: dict[bytes, bytes], query: bytes) -> None:
@@ -152,6 +151,7 @@ class Call:
         self._parts: list[bytes] = []
         self._size = 0
         self._held = Held(connection.lane.desk.memory)
+        self._job: Job | None = None
         self._drop: Drop | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -182,58 +182,36 @@ class Call:
         content = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
         try:
-            heard = self._heard()
-            self._form, self._model = self._desk.begin(
-                heard, self._route.operation, self.visit, self._route.model, self._route.version
-            )
-            if not self._begun(heard, content):
-                self._start(self._work(heard, content))
+            job = self._job = self._route.begin(self._heard(), self.visit)
+            drop = job.quick(content, self._held, self._told)
+            if drop is None:
+                self._start(self._work(job, content))
+            elif not self.response_complete:
+                self._drop = drop
+                self._timer = self._connection.loop.call_at(self.visit.errand.deadline, self._late)
         except Exception as error:  # ours is answered with a reference, like any other
             self._refuse(error)
 
-    @property
-    def _desk(self) -> Desk:
-        return self._connection.lane.desk
-
     def _heard(self) -> Heard:
         heads = {name: value.decode("latin-1") for name, value in self._heads.items()}
-        query = parse_qsl(self._query.decode("latin-1"), keep_blank_values=True) if self._query else ()
         return Heard(
             heads.get(b"content-type"),
             heads.get(b"content-encoding"),
             heads.get(b"accept"),
             heads.get(b"x-timeout-ms"),
-            query,
+            parse_qsl(self._query.decode("latin-1"), keep_blank_values=True) if self._query else (),
+            heads.get(b"accept-encoding"),
+            heads.get(b"inference-header-content-length"),
         )
-
-    def _begun(self, heard: Heard, content: bytes) -> bool:
-        """Whether a small request could be begun without a task."""
-        operation, desk, model = self._route.operation, self._desk, self._model
-        if operation.quick is None or len(content) > INLINE or heard.content_encoding or self._form != wire.JSON:
-            return False
-        started = time.perf_counter()
-        body = desk.parse(heard, operation, model, content)
-        self._held.resize(0 if body.array is None else body.array.nbytes)
-        self.visit.parse = time.perf_counter() - started
-        asked = checked(operation.fields, body, operation.array)
-        drop = operation.quick(desk, model, asked, body.array, self.visit, self._told)
-        if drop is None:
-            return False
-        if not self.response_complete:
-            self._drop = drop
-            self._timer = self._connection.loop.call_at(self.visit.errand.deadline, self._late)
-        return True
 
     # ------------------------------------------------------------ out
 
-    def _told(self, found: Mapping[str, Any] | Problem) -> None:
+    def _told(self, found: Reply | Exception) -> None:
         """The answer to a small request."""
-        try:
-            if isinstance(found, Problem):
-                raise found
-            self._answer(wire.write(self._form, signed(self._model, found)))
-        except Exception as error:
-            self._refuse(error)
+        if isinstance(found, Exception):
+            self._refuse(found)
+        else:
+            self._write(200, *found)
 
     def _late(self) -> None:
         self._refuse(Late("the deadline passed before the answer was ready"))
@@ -244,28 +222,25 @@ class Call:
         connection.tasks.add(self._task)
         self._task.add_done_callback(connection.tasks.discard)
 
-    async def _work(self, heard: Heard, content: bytes) -> None:
+    async def _work(self, job: Job, content: bytes) -> None:
         """The same as over ASGI, from a body that is whole."""
         try:
-            async with asyncio.timeout_at(self.visit.errand.deadline):
-                answer = await self._desk.work(
-                    heard, self._route.operation, self.visit, self._model, content, self._held
-                )
-                text = await off_loop(wire.size(answer), lambda: wire.write(self._form, answer))
-            self._answer(text)
+            async with asyncio.timeout_at(self.visit.errand.deadline) as clock:
+                reply = await job.work(content, self._held, clock)
+            self._write(200, *reply)
         except TimeoutError:
             self._late()
         except Exception as error:
             self._refuse(error)
 
-    def _answer(self, text: bytes) -> None:
-        self._write(200, b"content-type: " + self._form.encode() + b"\r\n", text)
-
     def _refuse(self, error: Exception) -> None:
         """Say what is wrong, in the words of the one table."""
-        path = self._route.path
-        headers = [(name, value) for name, value in self._heads.items()]
-        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "visit": self.visit}
+        if self.response_complete:
+            return
+        if self._job is not None:
+            self._job.failed()
+        headers = list(self._heads.items())
+        scope = {"type": "http", "method": "POST", "path": self._route.path, "headers": headers, "visit": self.visit}
         found = refusal(Request(scope), error)
         heads = [b"%b: %b\r\n" % head for head in found.raw_headers if head[0] != b"content-length"]
         self._write(found.status_code, b"".join(heads), bytes(found.body))
@@ -275,30 +250,27 @@ class Call:
         if self.response_complete:
             return
         connection, visit = self._connection, self.visit
+        books, transport = connection.lane.books, connection.transport
         visit.status = status
         self.response_complete = True
         self._let_go()
-        if not self.disconnected:
-            if connection.lane.books.door.state != "open":
-                self.keep_alive = False
-            usual = connection.server_state.default_headers
-            connection.transport.write(
-                b"".join(
-                    (
-                        STATUS_LINE[status],
-                        *[b"%b: %b\r\n" % head for head in usual],
-                        heads,
-                        b"content-length: %d\r\nx-request-id: %b\r\nserver-timing: %b\r\n"
-                        % (len(text), visit.id.encode(), visit.timing(time.perf_counter() - visit.arrived).encode()),
-                        b"" if self.keep_alive else CLOSE,
-                        b"\r\n",
-                        text,
-                    )
-                )
-            )
-            if not self.keep_alive:
-                connection.transport.close()
-        connection.lane.books.close(visit, "POST", self._route.path)
+        if books.door.state != "open":
+            self.keep_alive = False
+        head = [STATUS_LINE[status]]
+        for name, value in connection.server_state.default_headers:
+            head += name, b": ", value, b"\r\n"
+        seconds = time.perf_counter() - visit.arrived
+        head += (
+            heads,
+            b"content-length: %d\r\nx-request-id: %b\r\nserver-timing: %b\r\n"
+            % (len(text), visit.id.encode(), visit.timing(seconds).encode()),
+            b"\r\n" if self.keep_alive else CLOSE + b"\r\n",
+            text,
+        )
+        transport.write(b"".join(head))
+        if not self.keep_alive:
+            transport.close()
+        books.close(visit, "POST", self._route.path)
         connection.on_response_complete()
 
     def gone(self) -> None:
@@ -307,6 +279,8 @@ class Call:
             return
         self.response_complete = self.disconnected = True
         self.visit.status = 499
+        if self._job is not None:
+            self._job.failed()
         self._let_go()
         self._connection.lane.books.close(self.visit, "POST", self._route.path)
 
@@ -318,6 +292,6 @@ class Call:
             self._drop()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
-        self._timer = self._drop = self._task = None
+        self._timer = self._drop = self._task = self._job = None
         self._parts = []
         self._held.resize(0)

@@ -7,7 +7,7 @@ answer      what was found → write() → bytes     nothing of HTTP is in them
 encodings   compression
 served      each operation of each artifact as a model: its tensors, metadata and configuration
 tally       what the statistics extension counts
-infer       one request from its headers to its answer
+infer       one request from its headers to its answer; job: the same on the lane
 routes      every path; pages: what OpenAPI says of them
 """
 
@@ -21,16 +21,22 @@ from fastapi import APIRouter
 from service.http.exchange import Desk, Operation
 from service.http.v2 import routes
 from service.http.v2.infer import Window
+from service.http.v2.job import Finder
 from service.http.v2.served import Shelf
 from service.http.v2.tally import Tally
 from service.metrics import Metrics
 
+__all__ = ["Finder", "router", "window"]
+
 Reasons = Callable[[], list[str]]
 
 
-def router(
-    desk: Desk, operations: Iterable[Operation[Any]], metrics: Metrics, faults: Reasons, unready: Reasons
-) -> APIRouter:
-    """Every path under /v2, for these operations; faults and unready say why the service isn't live or ready."""
+def window(desk: Desk, operations: Iterable[Operation[Any]], metrics: Metrics) -> Window:
+    """Where inferences are asked for, of these operations."""
     shelf = Shelf(desk.models, {operation.name: operation for operation in operations})
-    return routes.router(Window(desk, shelf, Tally(metrics)), faults, unready)
+    return Window(desk, shelf, Tally(metrics))
+
+
+def router(window: Window, faults: Reasons, unready: Reasons) -> APIRouter:
+    """Every path under /v2; faults and unready say why the service isn't live or ready."""
+    return routes.router(window, faults, unready)

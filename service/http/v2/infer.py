@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from service.artifact import Array
 from service.errors import Late, Malformed
-from service.http.exchange import Desk, Held, checked, header, hear, off_loop, read_body, while_there
+from service.http.exchange import Desk, Heard, Held, checked, hear, off_loop, read_body, while_there
 from service.http.telemetry import Visit
 from service.http.v2 import answer, encodings, request
 from service.http.v2.answer import Answer
@@ -39,13 +39,14 @@ class Window:
     async def infer(self, asked: Request) -> Response:
         """One request: exactly one answer, in time, to a caller who is still there."""
         visit: Visit = asked.scope["visit"]
-        self.desk.door.check()
-        visit.errand.deadline, visit.errand.served = self.desk.deadline(hear(asked), visit), True
-        served = self.shelf.find(asked.path_params["model"], asked.path_params.get("version"))
-        visit.operation, visit.model = served.operation.name, served.model.manifest.name
+        heard, parts = hear(asked), asked.path_params
+        served = self.begin(heard, visit, parts["model"], parts.get("version"))
         try:
             async with asyncio.timeout_at(visit.errand.deadline) as clock:
-                response, written = await self._serve(asked, served, visit, clock)
+                with self.desk.memory.held() as held:
+                    content = await read_body(asked, self.desk.limits.body_bytes, held)
+                    work = self.work(heard, served, visit, content, held, clock)
+                    headers, body, written = await while_there(asked, work)
         except TimeoutError:
             self.tally.failed(served, visit)
             raise Late("the deadline passed before the answer was ready") from None
@@ -53,38 +54,43 @@ class Window:
             self.tally.failed(served, visit)
             raise
         self.tally.succeeded(served, visit, written)
-        return response
+        return Response(body, 200, headers)
 
-    async def _serve(
-        self, asked: Request, served: Served, visit: Visit, clock: asyncio.Timeout
-    ) -> tuple[Response, float]:
-        """The answer, and the seconds that writing it took."""
+    def begin(self, heard: Heard, visit: Visit, name: str, version: str | None) -> Served:
+        """The model that is asked; refuses what needs no body to be refused."""
+        self.desk.door.check()
+        visit.errand.deadline, visit.errand.served = self.desk.deadline(heard, visit), True
+        served = self.shelf.find(name, version)
+        visit.operation, visit.model = served.operation.name, served.model.manifest.name
+        return served
+
+    async def work(
+        self, heard: Heard, served: Served, visit: Visit, content: bytes, held: Held, clock: asyncio.Timeout
+    ) -> tuple[dict[str, str], bytes, float]:
+        """The answer's headers and body, and the seconds that writing it took."""
         desk = self.desk
-        with desk.memory.held() as held:
-            wanted = await self._read(asked, served, visit, held)
-            if wanted.timeout is not None:
-                self._hurry(asked, visit, wanted.timeout, clock)
-            fields, array = prepared(served, wanted)
-            found = await while_there(asked, served.operation.work(desk, served.model, fields, array, visit))
+        wanted = await self._read(heard, served, visit, content, held)
+        if wanted.timeout is not None:
+            self.hurry(heard, visit, wanted.timeout)
+            clock.reschedule(visit.errand.deadline)
+        fields, array = prepared(served, wanted)
+        found = await served.operation.work(desk, served.model, fields, array, visit)
         started = time.perf_counter()
-        accepted = header(asked, "accept-encoding")
         answered = answer.flat(found)
-        effort = answered.numbers * (PACKING if accepted else 1)
-        headers, body = await off_loop(effort, lambda: composed(served, wanted, answered, accepted))
-        return Response(body, 200, headers), time.perf_counter() - started
+        numbers = answered.numbers * (PACKING if heard.accept_encoding else 1)
+        headers, body = await off_loop(numbers, lambda: composed(served, wanted, answered, heard.accept_encoding))
+        return headers, body, time.perf_counter() - started
 
-    async def _read(self, asked: Request, served: Served, visit: Visit, held: Held) -> Inference:
-        """The body, read and parsed, and its memory accounted for."""
-        limits = self.desk.limits
-        content = await read_body(asked, limits.body_bytes, held)
+    async def _read(self, heard: Heard, served: Served, visit: Visit, content: bytes, held: Held) -> Inference:
+        """The body, parsed, and its memory accounted for."""
+        limits, encoding, length = self.desk.limits, heard.content_encoding, heard.tensors_after
         started = time.perf_counter()
-        encoding, length = header(asked, "content-encoding"), header(asked, LENGTH)
 
         def work() -> Inference:
             return parsed(content, encoding, length, served, limits)
 
         if (encoding or "identity") == "identity":
-            wanted = await off_loop(_effort(length, len(content)), work)
+            wanted = await off_loop(effort(length, len(content)), work)
         else:  # a few bytes may become as many as are allowed, so few do at once; the others wait
             async with self.desk.unpacking:
                 wanted = await asyncio.to_thread(work)
@@ -92,14 +98,13 @@ class Window:
         visit.parse = time.perf_counter() - started
         return wanted
 
-    def _hurry(self, asked: Request, visit: Visit, timeout: float, clock: asyncio.Timeout) -> None:
+    def hurry(self, heard: Heard, visit: Visit, timeout: float) -> None:
         """Take a deadline from the body, which like the header's runs from the request's headers on."""
         loop = asyncio.get_running_loop().time()
         deadline = loop - (time.perf_counter() - visit.arrived) + min(timeout, self.desk.longest)
-        if "x-timeout-ms" in asked.headers:
+        if heard.timeout is not None:
             deadline = min(deadline, visit.errand.deadline)
         visit.errand.deadline = deadline
-        clock.reschedule(deadline)
 
 
 # ---------------------------------------------------------------- what needs no request, only its bytes
@@ -114,7 +119,7 @@ def parsed(content: bytes, encoding: str | None, length: str | None, served: Ser
     return wanted
 
 
-def _effort(length: str | None, size: int) -> int:
+def effort(length: str | None, size: int) -> int:
     """Bytes of a body that are worked on: buffers are only looked at."""
     return min(size, int(length)) if length and length.isdecimal() and len(length) < 16 and length != "0" else size
 

@@ -13,9 +13,9 @@ from service.models import Model, Models
 
 PLATFORM = "onnx_onnxv1"
 DEFAULT = "score"  # the operation that an artifact's bare name stands for
-# The graph whose engine calls an operation is counted by.
+# The work whose engine calls an operation is counted by.
 GRAPHS = {
-    "score": "elbo",
+    "score": "score",
     "encode": "encoder",
     "decode": "decoder",
     "reconstruct": "decoder",
