@@ -106,11 +106,8 @@ class Bound:
 class Slot:
     """The buffers of one batch of one graph. One thread at a time has it."""
 
-    def __init__(
-        self, session: ort.InferenceSession, layout: Layout, grid: Grid, buffers: Buffers, number: int
-    ) -> None:
-        """number: which of the graph's slots it is, from 0; it makes the ids of its CUDA graphs its own."""
-        self._session, self._layout, self._buffers, self._number = session, layout, buffers, number
+    def __init__(self, session: ort.InferenceSession, layout: Layout, grid: Grid, buffers: Buffers) -> None:
+        self._session, self._layout, self._buffers = session, layout, buffers
         lead = {"n": grid.most, "k": grid.draws[-1], "nk": grid.size}
         ports = {**layout.inputs, **layout.outputs}
         self._taken = {name: buffers.take(max(1, lead[port.axes] * port.bytes)) for name, port in ports.items()}
@@ -136,9 +133,8 @@ class Slot:
 
     def _view(self, name: str, port: Port, shape: Shape) -> Array:
         whole = port.shape(*shape)
-        return (
-            self._taken[name].host[: math.prod(whole) * np.dtype(port.dtype).itemsize].view(port.dtype).reshape(whole)
-        )
+        size = math.prod(whole) * np.dtype(port.dtype).itemsize
+        return self._taken[name].host[:size].view(port.dtype).reshape(whole)
 
     def fill(self, rows: Rows, shared: Mapping[str, Array], tile: Tile) -> None:
         """Copy a tile's rows and banks in, pad them to its shape, and send them to the session's side."""

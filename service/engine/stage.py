@@ -6,7 +6,6 @@ session are one thread's: its captured graphs belong to the thread that captured
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,6 @@ from service.engine.cuda import GATE, Gate
 from service.engine.grid import Grid, Layout, Tile
 from service.engine.slot import UNCAPTURED, Buffers, Rows, Shape, Slot
 from service.errors import ArtifactRefused
-
-log = logging.getLogger(__name__)
 
 PAIR = 2  # slots on a device: one whose batch is computed, one that is filled or emptied
 
@@ -131,8 +128,7 @@ class Stage:
             if self._free:
                 return self._free.pop()
             self._made += 1
-            number = self._made - 1
-        return Slot(self._session, self._layout, self.grid, self._buffers(), number)
+        return Slot(self._session, self._layout, self.grid, self._buffers())
 
     def warm(self, arrays: Mapping[str, Array], stated: Mapping[str, float], draws: int, *, capture: bool) -> None:
         """Run every bucket at so many draws, in every slot that there is to be, and hold it to the golden rows.
