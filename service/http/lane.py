@@ -89,6 +89,7 @@ class Connection(HttpToolsProtocol):
             if (route := self.lane.route(url)) and (heads := self._heads()) is not None:
                 self.call = Call(self, route, heads, query)
                 self.cycle = self.call  # type: ignore[assignment]
+                self.call.begin()
                 return
         super().on_headers_complete()
 
@@ -162,6 +163,14 @@ class Call:
 
     # ------------------------------------------------------------ in
 
+    def begin(self) -> None:
+        """The head is here: what can be refused by it is, and its time runs."""
+        try:
+            self._job = self._route.begin(self._heard(), self.visit)
+            self._timer = self._connection.loop.call_at(self.visit.errand.deadline, self._late)
+        except Exception as error:  # ours is answered with a reference, like any other
+            self._refuse(error)
+
     def more(self, body: bytes) -> None:
         """Some of the body is here; what comes after a refusal is thrown away."""
         if self.response_complete:
@@ -181,15 +190,20 @@ class Call:
         parts = self._parts
         content = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
+        job, deadline = self._job, self.visit.errand.deadline
+        assert job is not None
+        assert self._timer is not None
         try:
-            job = self._job = self._route.begin(self._heard(), self.visit)
             drop = job.quick(content, self._held, self._told)
             if drop is None:
+                self._timer.cancel()
                 self._start(self._work(job, content))
             elif not self.response_complete:
                 self._drop = drop
-                self._timer = self._connection.loop.call_at(self.visit.errand.deadline, self._late)
-        except Exception as error:  # ours is answered with a reference, like any other
+                if self.visit.errand.deadline != deadline:  # the body named one
+                    self._timer.cancel()
+                    self._timer = self._connection.loop.call_at(self.visit.errand.deadline, self._late)
+        except Exception as error:
             self._refuse(error)
 
     def _heard(self) -> Heard:

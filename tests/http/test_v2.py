@@ -402,7 +402,7 @@ def test_rows_of_a_client_that_leaves_are_never_computed(small: Path) -> None:
         listening_on(configured(small, lanes=1), opener=gate.opener) as (address, app),
         ThreadPoolExecutor() as callers,
     ):
-        batcher = app.state.models.get("tiny").doors["elbo"]
+        batcher = app.state.models.get("tiny").doors["score"]
         gate.shut()
         try:
             content, headers = framed({"inputs": [binary(ROWS)]}, ROWS.tobytes())

@@ -180,13 +180,14 @@ async def test_a_batch_is_cut_after_the_turn_is_taken() -> None:
 async def test_one_cancelled_caller_costs_its_neighbours_nothing(during: bool) -> None:
     """A caller that leaves, waiting or mid-batch, takes nobody along."""
     stub = Stub()
-    async with occupied(stub) as (batcher, held):
+    stub.gate.clear()
+    async with served(stub) as batcher:
+        held = None if during else ask(batcher, 0)
+        if held:
+            await stub.busy()
         leaver, stayer = ask(batcher, 1), ask(batcher, 2)
         await settled()
         if during:
-            stub.gate.set()
-            await held
-            stub.gate.clear()
             await stub.busy()
         leaver.cancel()
         await settled()
@@ -194,6 +195,7 @@ async def test_one_cancelled_caller_costs_its_neighbours_nothing(during: bool) -
         assert (await stayer).outputs["y"].item() == 4
         assert leaver.cancelled()
         assert (await batcher.submit(rows(5))).outputs["y"].item() == 10
+        assert held is None or (await held).outputs["y"].item() == 0
 
 
 async def test_a_departed_ticket_is_never_computed_and_gives_its_room_back() -> None:

@@ -1,4 +1,4 @@
-"""The batcher: many callers' rows → one call → each caller's rows. Knows one kind of call and nothing of what it means.
+"""The waiting room: many callers' rows → one call → each caller's rows. Knows one kind of call, not what it means.
 
 No timer. A batch is whatever is waiting when a lane comes free, and it is cut after the turn is taken, so load
 alone makes batches and a lone caller never waits for company. Room, cost and pieces are counted in decoder rows
@@ -18,46 +18,17 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from service.artifact import Array, Arrays
+from service.artifact import Arrays
+from service.batcher.tickets import Answer, Piece, Tell, Ticket, Work, hand, part_of
 from service.cost import Cost
 from service.errors import EngineFailed, Late, NotReady, Overloaded, Problem
 from service.lanes import Lanes
 
 log = logging.getLogger(__name__)
-
-
-class Work:
-    """What a batcher has done: named arrays of several tickets in, and for each of their rows an answer out.
-
-    `drawn` are the inputs whose second axis is the draws, `wide` the outputs that have one. A work without either is
-    never cut along its draws.
-    """
-
-    name: str
-    drawn: tuple[str, ...] = ()
-    wide: frozenset[str] = frozenset()
-
-    def compute(self, rows: Mapping[str, Sequence[Array]], bank: Any, draws: slice) -> Arrays:
-        """One call; blocks. `bank` is what the batch's tickets share, `draws` those of it that are wanted."""
-        raise NotImplementedError
-
-    def finished(self, outputs: Arrays, bank: Any) -> None:
-        """A call is done; on the loop, before its tickets are told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One ticket's outputs, and the seconds from its arrival to its first piece, and from there to its last."""
-
-    outputs: Arrays
-    queued: float
-    computed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,76 +40,6 @@ class BatchReport:
     decoder_rows: int
     seconds: float
     waiting: int
-
-
-Tell = Callable[[Answer | Problem], None]
-
-
-@dataclass(eq=False, slots=True)
-class Ticket:
-    """One caller's rows, whom to tell, and how far it has been cut."""
-
-    rows: Arrays
-    bank: Any
-    key: object
-    count: int
-    draws: int
-    deadline: float
-    tell: Tell
-    row: int = 0
-    draw: int = 0
-    pending: int = 0
-    settled: bool = False
-    arrived: float = field(default_factory=time.perf_counter)  # finer than the loop's clock, which is for deadlines
-    started: float = math.nan
-    outputs: Arrays = field(default_factory=dict)
-
-    @property
-    def uncut(self) -> int:
-        """Decoder rows that no piece has taken yet."""
-        return (self.count - self.row) * self.draws - self.draw
-
-    def span(self, size: int) -> tuple[int, int]:
-        """The draws that the next piece covers: all of them where a row's draws fit into a batch."""
-        return self.draw, min(self.draws, self.draw + size)
-
-    def cut(self, size: int, room: int) -> Piece | None:
-        """The next piece that fits the room, or None."""
-        first, last = self.span(size)
-        width = last - first
-        take = min(self.count - self.row, room // width) if self.draws <= size else int(width <= room)
-        if take < 1:
-            return None
-        piece = Piece(self, slice(self.row, self.row + take), slice(first, last))
-        self.draw = 0 if last == self.draws else last
-        self.row += take if self.draw == 0 else 0
-        self.pending += 1
-        return piece
-
-    def settle(self, found: Answer | Problem) -> None:
-        """Tell the caller, once."""
-        if not self.settled:
-            self.settled = True
-            self.tell(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some rows of a ticket at some of its draws."""
-
-    ticket: Ticket
-    rows: slice
-    draws: slice
-
-    @property
-    def count(self) -> int:
-        """Rows in the piece."""
-        return int(self.rows.stop - self.rows.start)
-
-    @property
-    def cost(self) -> int:
-        """Decoder rows in the piece."""
-        return self.count * int(self.draws.stop - self.draws.start)
 
 
 class Batcher:
@@ -393,7 +294,7 @@ class Batcher:
     def _call(self, batch: list[Piece]) -> Arrays:
         """One call for a batch; every output must have a row for each that went in."""
         names = batch[0].ticket.rows
-        rows = {name: [_part(piece, name, self._work) for piece in batch] for name in names}
+        rows = {name: [part_of(piece, name, self._work) for piece in batch] for name in names}
         outputs = self._work.compute(rows, batch[0].ticket.bank, batch[0].draws)
         count = sum(piece.count for piece in batch)
         if any(len(array) != count for array in outputs.values()):
@@ -411,7 +312,7 @@ class Batcher:
         self._work.finished(outputs, batch[0].ticket.bank)
         row = 0
         for piece in batch:
-            _hand(piece, {name: array[row : row + piece.count] for name, array in outputs.items()}, self._work)
+            hand(piece, {name: array[row : row + piece.count] for name, array in outputs.items()}, self._work)
             row += piece.count
 
     def _blame(self, batch: list[Piece], error: BaseException) -> None:
@@ -431,37 +332,3 @@ class Batcher:
             self._guarded(self._finish, [piece], outputs, error, time.perf_counter() - started)
 
         self._lanes.start(lambda: self._call([piece]), done)
-
-
-def _part(piece: Piece, name: str, work: Work) -> Array:
-    array = piece.ticket.rows[name][piece.rows]
-    return array[:, piece.draws] if name in work.drawn else array
-
-
-def _hand(piece: Piece, part: Arrays, work: Work) -> None:
-    """Put a piece's answers in their places; with the last piece the ticket is answered."""
-    ticket = piece.ticket
-    ticket.pending -= 1
-    if ticket.settled:
-        return
-    if piece.count == ticket.count and piece.draws.stop - piece.draws.start == ticket.draws:
-        ticket.outputs = part  # all of it, as it is
-    else:
-        _place(piece, part, work)
-    if not ticket.uncut and not ticket.pending:
-        computed = time.perf_counter() - ticket.started
-        ticket.settle(Answer(ticket.outputs, ticket.started - ticket.arrived, computed))
-
-
-def _place(piece: Piece, part: Arrays, work: Work) -> None:
-    ticket = piece.ticket
-    if ticket.outputs:  # what one piece lacks, the whole lacks
-        part = {name: array for name, array in part.items() if name in ticket.outputs}
-        ticket.outputs = {name: ticket.outputs[name] for name in part}
-    for name, array in part.items():
-        drawn = name in work.wide
-        if name not in ticket.outputs:
-            lead = (ticket.count, ticket.draws) if drawn else (ticket.count,)
-            ticket.outputs[name] = np.empty((*lead, *array.shape[len(lead) :]), array.dtype)
-        where = (piece.rows, piece.draws) if drawn else piece.rows
-        ticket.outputs[name][where] = array
