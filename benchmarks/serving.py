@@ -36,6 +36,7 @@ from service.artifact import Array
 from service.noise import bank
 
 RESULTS = Path(__file__).parent / "results" / "serving.md"
+SUBJECTS = servers.ROOT / "runs" / "subjects"  # kept: the convolutions take two minutes to export
 TOLERANCE = 1e-6  # of an ELBO, relative: sums of float32 terms
 MODELS = ("mlp", "conv")
 SERVERS = (servers.OURS, *servers.PEERS)
@@ -136,12 +137,13 @@ def subject(name: str) -> Iterator[tuple[Path, Subject]]:
 
 
 def make(name: str, models: Path) -> Path:
-    """Export a subject, or copy an artifact, into a folder of models."""
-    if name in MODELS:
+    """Copy an artifact into a folder of models; one of ours is exported where it has not been yet, into runs/."""
+    there = Path(name).resolve()
+    if name in MODELS and not (there := SUBJECTS / name / "1").exists():
         from benchmarks import subjects  # it imports the trainer
 
-        return {"mlp": subjects.mlp, "conv": subjects.conv}[name](models)
-    there = Path(name).resolve()
+        say(f"{name} is exported to {SUBJECTS}; this happens once")
+        there = {"mlp": subjects.mlp, "conv": subjects.conv}[name](SUBJECTS)
     return Path(shutil.copytree(there, models / there.parent.name / there.name))
 
 
