@@ -127,6 +127,8 @@ def verdict(cell: Cell, loads: Mapping[str, Sequence[Load]]) -> str:
     if not mine or not others:
         return ""
     us, them = (max(group, key=lambda name: rows(cell, group[name])) for group in (mine, others))
+    if not rows(cell, mine[us]) and not rows(cell, others[them]):
+        return f"{cell}: nobody answered in time"
     ratio = rows(cell, mine[us]) / max(rows(cell, others[them]), 1e-9)
     (low, high), most = spread(cell, mine[us]), max(spread(cell, seen)[1] for seen in others.values())
     least = spread(cell, others[them])[0]

@@ -253,7 +253,7 @@ def idle(server: Running, seconds: float) -> float:
 def run(server: Running, ask: Ask, cell: Cell, plan: Plan) -> Load:
     """Warm up, then a measured closed loop, longer for slow answers; SystemExit where one was refused."""
     warm = load.wrk(server.port, ask, cell.connections, plan.warm)
-    long = min(5 * plan.seconds, max(plan.seconds, 16 * cell.connections / max(warm.rate, 0.1)))
+    long = min(5 * plan.seconds, max(plan.seconds, 32 * cell.connections / max(warm.rate, 0.1)))
     before = server.cpu()
     seen = replace(load.wrk(server.port, ask, cell.connections, long), cpu=server.cpu() - before)
     if seen.failed:
