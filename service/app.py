@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -18,7 +19,20 @@ from service.batcher import BatchReport
 from service.door import Door
 from service.engine import Engine, Plan, open_engine
 from service.errors import EngineLost, Problem
-from service.http import calibrations, catalogue, evidence, health, impute, jobs, latents, openapi, samples, scores, v2
+from service.http import (
+    admin,
+    calibrations,
+    catalogue,
+    evidence,
+    health,
+    impute,
+    jobs,
+    latents,
+    openapi,
+    samples,
+    scores,
+    v2,
+)
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
 from service.http.lane import Lane
@@ -26,8 +40,9 @@ from service.http.telemetry import Books, Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
 from service.metrics import Metrics
-from service.models import Models, Opener, Workshop, serve
+from service.models import Model, Models, Opener, Workshop
 from service.operations import Keeping
+from service.repository import Repository
 from service.settings import Settings
 
 GLANCE = 0.25  # seconds between looks at whether a device is lost
@@ -41,18 +56,34 @@ Carlo error: KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO."""
 V2 = tuple(chain(*(module.OPERATIONS for module in (scores, latents, samples, evidence, impute))))
 
 
-def build(settings: Settings, *, opener: Opener | None = None, door: Door | None = None) -> FastAPI:
-    """The service as an ASGI app. opener and door are given by tests and by the command line."""
+def build(
+    settings: Settings, *, opener: Opener | None = None, door: Door | None = None, elsewhere: str | None = None
+) -> FastAPI:
+    """The service as an ASGI app. opener and door are given by tests and by the command line.
+
+    elsewhere says how models are loaded where this process is one of several: not by asking one of them.
+    """
     door = door or Door()
     metrics = Metrics()
-    models = Models(settings.required)
+    models = Models(settings.required, settings.default_versions)
     lanes = Lanes(settings.lanes or cores())
     desk = _desk(settings, models, door)
+    window = v2.window(desk, V2, metrics)
+
+    def closed(model: Model) -> None:
+        window.shelf.forget(model)
+        _uncount_model(metrics, model)
+
+    workshop = replace(_workshop(settings, opener, lanes, metrics), closed=closed)
+    passed = partial(_passed, door, settings.max_timeout_ms / 1e3)
+    repository = Repository(models, settings.models, workshop, door.spawn, passed)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with serve(models, settings.models, _workshop(settings, opener, lanes, metrics), door.spawn):
+        async with repository.serve():
             door.spawn("devices", _watch(models))
+            if settings.poll_s:
+                door.spawn("poll", repository.poll(partial(asyncio.sleep, settings.poll_s)))
             try:
                 yield
             finally:
@@ -74,13 +105,18 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     books = Books(door, metrics, settings.access_log)
     stalled = partial(_stalled, lanes, settings.stall_ms / 1e3)
     app.include_router(health.router(models, door, metrics, stalled))
-    window = v2.window(desk, V2, metrics)
-    app.include_router(v2.router(window, partial(health.faults, door, stalled), partial(health.unready, models, door)))
+    guard = None
+    if settings.admin_token:
+        guard = admin.Admin(desk, repository, settings.admin_token.get_secret_value(), elsewhere)
+        app.include_router(admin.router(guard))
+    unready = partial(health.unready, models, door)
+    app.include_router(v2.router(window, partial(health.faults, door, stalled), unready, guard))
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
+    app.state.repository = repository
     app.state.lane = Lane(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)))
     return app
 
@@ -96,9 +132,10 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
         settings.inline_us / 1e6,
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
-        partial(_count_refused, metrics),
-        settings.drift_false_alarm,
-        settings.state,
+        refused=partial(_count_refused, metrics),
+        forgotten=partial(_uncount_refused, metrics),
+        false_alarm=settings.drift_false_alarm,
+        state=settings.state,
     )
 
 
@@ -152,19 +189,41 @@ def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> N
 def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:
     metrics.model.labels(manifest.name, str(manifest.version), engine.device).set(1)
     metrics.fallback.labels(manifest.name, str(manifest.version)).set(engine.fallback is not None)
+    _uncount_refused(metrics, manifest.name, manifest.version)
+
+
+def _uncount_model(metrics: Metrics, model: Model) -> None:
+    name, version = model.key
+    metrics.model.remove(name, str(version), model.engine.device)
+    metrics.fallback.remove(name, str(version))
 
 
 def _count_refused(metrics: Metrics, name: str, version: int) -> None:
     metrics.refused.labels(name, str(version)).set(1)
 
 
+def _uncount_refused(metrics: Metrics, name: str, version: int) -> None:
+    metrics.refused.remove(name, str(version))
+
+
+async def _passed(door: Door, longest: float) -> None:
+    """Wait until all have left who are inside now; who stays past the longest deadline has nothing to ask any more."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(longest + GLANCE):
+            await door.passed()
+
+
 async def _watch(models: Models) -> None:
     """Die as soon as an engine's device is lost: the service then ends, for only a new process can compute again."""
     while True:
-        for model in models.all():
-            if model.engine.lost:
-                raise EngineLost(model.engine.lost)
+        if fault := _lost(models):
+            raise EngineLost(fault)
         await asyncio.sleep(GLANCE)
+
+
+def _lost(models: Models) -> str | None:
+    """Why an engine can't compute any more; asked apart, so that whoever waits holds no model."""
+    return next((model.engine.lost for model in models.all() if model.engine.lost), None)
 
 
 def _stalled(lanes: Lanes, limit: float) -> str | None:

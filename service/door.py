@@ -22,12 +22,24 @@ log = logging.getLogger(__name__)
 LINGER, SHORT_LINGER = 1.0, 0.25
 
 
+class Era:
+    """Those who came in between two changes to what is served. Over, once it has ended and all of them have left."""
+
+    __slots__ = ("inside", "over")
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.over = asyncio.Event()
+
+
 class Door:
     """The one piece of state about the process as a whole."""
 
     def __init__(self) -> None:
         self.state: Literal["open", "draining", "closed"] = "open"
         self.inside = 0
+        self._era = Era()
+        self._ended: list[Era] = []  # that some are still inside of
         self.fault: str | None = None
         self.ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -36,6 +48,28 @@ class Door:
         """NotReady once the door is closed."""
         if self.state == "closed":
             raise NotReady("the service is shutting down; send this to another instance", retry_after=1.0)
+
+    def enter(self) -> Era:
+        """Someone comes in."""
+        self.inside += 1
+        self._era.inside += 1
+        return self._era
+
+    def leave(self, era: Era) -> None:
+        """Someone who came in that era goes out."""
+        self.inside -= 1
+        era.inside -= 1
+        if era is not self._era and not era.inside:
+            era.over.set()
+
+    async def passed(self) -> None:
+        """Wait until everyone has left who is inside now; nobody waits for who comes later."""
+        if self._era.inside:
+            self._ended.append(self._era)
+            self._era = Era()
+        for era in list(self._ended):
+            await era.over.wait()
+        self._ended = [era for era in self._ended if not era.over.is_set()]
 
     async def drain(self, grace: float, limit: float) -> None:
         """Go through the states until nobody is inside, or the limit has passed; seconds."""
@@ -55,7 +89,7 @@ class Door:
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run what must go on as long as the service does; if it dies, the service ends, loudly.
 
-        The loader may finish; everything else finishes only by being cancelled.
+        The loader may finish, and what serves a model that is put away; all else ends only by being cancelled.
         """
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)

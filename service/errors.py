@@ -3,10 +3,12 @@
 Problem
 ├── Refused                 the caller's mistake; the message says what to do instead
 │   ├── Malformed           the bytes can't be read as what they claim to be
+│   ├── Unauthorised        no bearer token where one is needed, or another one
 │   ├── Unknown             no such model, version or operation
 │   ├── Unspeakable         the answer is wanted in a form we don't write
 │   ├── Unreadable          the body is in a form we don't read
 │   ├── TooLarge            a limit, named in the message
+│   ├── NotLoaded           what was to be loaded was refused; what was served before still is
 │   └── Invalid             read, understood, and not a request for this model
 ├── Unavailable             not the caller's mistake, and not for ever
 │   ├── Overloaded          the waiting room is full
@@ -35,6 +37,14 @@ class Refused(Problem):
 
 class Malformed(Refused):
     """The bytes can't be read as what they claim to be."""
+
+
+class Unauthorised(Refused):
+    """No bearer token where one is needed, or another one."""
+
+
+class NotLoaded(Refused):
+    """What was to be loaded was refused; what was served before still is."""
 
 
 class Unknown(Refused):

@@ -71,17 +71,18 @@ class Lanes:
     def start(self, work: Callable[[], Any], done: Done) -> None:
         """Compute on a lane and call `done` on the loop with the result or the error; the caller holds a turn."""
         loop = asyncio.get_running_loop()
+        token = object()  # not the call itself: that would hold itself, and a batch's rows, until they are collected
 
         def call() -> None:
             found, error = None, None
             started = self._started
-            started[call] = time.monotonic()
+            started[token] = time.monotonic()
             try:
                 found = work()
             except BaseException as failure:  # whatever it is, the caller is told and the lane goes on
                 error = failure
             finally:
-                del started[call]
+                del started[token]
             try:
                 loop.call_soon_threadsafe(done, found, error)
             except RuntimeError:  # the loop has ended, and everyone was told

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "VAE_SERVE_"
@@ -28,6 +29,17 @@ class Settings(BaseSettings):
     models: Path = Field(Path("exported_models"), description="folder of artifacts, <name>/<version>/")
     required: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma list of the names that must be ready; empty: every model found"
+    )
+    default_versions: Annotated[dict[str, int], NoDecode] = Field(
+        {},
+        description="comma list of name=version: the version that answers where a request names none; "
+        "else the highest loaded",
+    )
+    poll_s: float = Field(
+        0.0, ge=0, le=86_400, description="seconds between looks at the folder for versions that came or went; 0: none"
+    )
+    admin_token: SecretStr | None = Field(
+        None, description="bearer token that loads and unloads models over HTTP, 16 characters or more; unset: nobody"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cuda is strict, auto falls back to the CPU and says so"
@@ -97,6 +109,25 @@ class Settings(BaseSettings):
             raise ValueError(f"{PREFIX}STATE should be set too, to the folder where calibrations are to be kept")
         return value
 
+    @field_validator("admin_token")
+    @classmethod
+    def _cant_be_guessed(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
+            raise ValueError("should be 16 characters or more of visible ASCII; `openssl rand -hex 32` prints 64")
+        return value
+
+    @field_validator("default_versions", mode="before")
+    @classmethod
+    def _version_of_each(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        found = [re.fullmatch(r"([a-z0-9][a-z0-9_-]{0,63})\s*=\s*([1-9][0-9]{0,8})", part) for part in parts]
+        pairs = [(match[1], int(match[2])) for match in found if match]
+        if len(dict(pairs)) < len(parts):
+            raise ValueError("should be a comma list of name=version, each name once: mnist=2, tiny=1")
+        return dict(pairs)
+
     @field_validator("buckets", mode="before")
     @classmethod
     def _rows_of_batches(cls, value: object) -> object:
@@ -121,7 +152,8 @@ def load() -> Settings:
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         name = PREFIX + str(found["loc"][0]).upper()
-        value = " ".join(str(found["input"]).split())  # one line, whatever the value holds
+        secret = Settings.model_fields[str(found["loc"][0])].annotation == SecretStr | None
+        value = "…" if secret else " ".join(str(found["input"]).split())  # one line, whatever the value holds
         said = found["msg"].removeprefix("Value error, ")
         said = said if said.startswith(PREFIX) else said[:1].lower() + said[1:]
         raise SettingsError(f"{name}={value}: {said}") from None

@@ -27,6 +27,8 @@ from service.errors import ArtifactRefused
 class Artifact:
     """An artifact whose every file is what its manifest says. Golden and calibration arrays are loaded; graphs are not.
 
+    digest is the SHA-256 of manifest.json as it was read.
+
     calibration holds `scores` (n,) float64, the elbo's, and `noise` (draws, latent_size) float32. As far as the
     manifest lists them: `scores.<name>` (n,) of further scores, `fitted.<name>.<parameter>` of what was fitted for
     them, and `terms.feature.centre`, `terms.feature.scale` (*event), `terms.latent.centre`, `terms.latent.scale` (d,).
@@ -36,6 +38,7 @@ class Artifact:
     manifest: Manifest
     golden: Arrays
     calibration: Arrays | None
+    digest: str
 
     def path(self, graph: str) -> Path:
         """Where a graph's file lies."""
@@ -50,7 +53,8 @@ class Artifact:
 def read(folder: Path) -> Artifact:
     """Read an artifact and hold it to its manifest; ArtifactRefused says what is wrong with it."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        content = (folder / MANIFEST).read_bytes()
+        manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise ArtifactRefused(f"{MANIFEST} can't be read: {error.strerror}") from error
     except ValidationError as error:
@@ -58,7 +62,7 @@ def read(folder: Path) -> Artifact:
     contents = {name: verify(folder / name, file) for name, file in manifest.files.items()}
     golden = _arrays(GOLDEN, contents[GOLDEN], manifest.missing)
     calibration = _arrays(CALIBRATION, contents[CALIBRATION]) if manifest.calibration else None
-    artifact = Artifact(folder, manifest, golden, calibration)
+    artifact = Artifact(folder, manifest, golden, calibration, hashlib.sha256(content).hexdigest())
     _check_arrays(artifact)
     return artifact
 

@@ -173,7 +173,9 @@ class Batcher:
         ticket.row, ticket.draw = ticket.count, 0
 
     async def serve(self) -> None:
-        """Answer tickets until cancelled; then settle whoever is left."""
+        """Answer tickets until closed or cancelled; then settle whoever is left."""
+        if self._closed:
+            return
         self._broken = asyncio.get_running_loop().create_future()
         self._wake()
         try:
@@ -182,8 +184,10 @@ class Batcher:
             self.close()
 
     def close(self) -> None:
-        """Refuse newcomers and settle everyone who waits."""
+        """Refuse newcomers and settle everyone who waits; `serve` ends."""
         self._closed = True
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_result(None)
         for ticket in list(self._held):
             ticket.settle(NotReady("the model was put away before it reached these rows"))
 

@@ -79,7 +79,7 @@ def router(desk: Desk) -> APIRouter:
         """Every model that is served, its versions, and the one that answers when none is named."""
         request.scope["visit"].operation = "catalogue"
         listed = [
-            {"name": name, "versions": versions, "default_version": versions[-1]}
+            {"name": name, "versions": versions, "default_version": desk.models.default(name)}
             for name, versions in desk.models.catalogue()
         ]
         return _json(request, listed)

@@ -19,10 +19,12 @@ log = logging.getLogger(__name__)
 
 STATUSES: Mapping[type[Exception], int] = {
     errors.Malformed: 400,
+    errors.Unauthorised: 401,
     errors.Unknown: 404,
     errors.Unspeakable: 406,
     errors.TooLarge: 413,
     errors.Unreadable: 415,
+    errors.NotLoaded: 422,
     errors.Invalid: 422,
     errors.Overloaded: 429,
     errors.NotReady: 503,
@@ -55,6 +57,8 @@ def refusal(request: Request, error: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, errors.Unavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     faults = error.faults if isinstance(error, errors.Invalid) else ()
     return problem(request, status, str(error), type(error).__name__, faults, headers)
 

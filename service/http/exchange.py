@@ -230,10 +230,15 @@ def hear(request: Request) -> Heard:
 
 
 def find(models: Models, name: str, version: str | None) -> Model:
-    """A model by what stands in the path; versions are positive integers."""
+    """A model by what stands in the path."""
+    return models.get(name, number(version))
+
+
+def number(version: str | None) -> int | None:
+    """A version as it stands in the path, if one does: a positive integer."""
     if version is not None and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
         raise Unknown(f"{version!r} is not a version; versions are positive integers")
-    return models.get(name, None if version is None else int(version))
+    return None if version is None else int(version)
 
 
 def header(request: Request, name: str) -> str | None:

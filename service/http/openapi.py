@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,6 +41,7 @@ STATUSES = {
     503: "not ready, draining, or too late; see Retry-After",
     500: "our mistake, with a reference",
 }
+SAID = STATUSES | {401: "no bearer token, or another than the one that is set"}  # where an operation never says so
 COMPONENTS = "#/components/schemas/{model}"
 SCHEMA = "/openapi.json"
 TIMEOUT = {
@@ -94,7 +96,7 @@ def router(desk: Desk, tag: str, operations: Iterable[Operation[Any]]) -> APIRou
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The refusals that a page lists, with their body."""
     body = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
-    return {status: {"description": STATUSES[status], "content": copy.deepcopy(body)} for status in statuses}
+    return {status: {"description": SAID[status], "content": copy.deepcopy(body)} for status in statuses}
 
 
 def _endpoint(desk: Desk, operation: Operation[Any]) -> Callable[[Request], Awaitable[Response]]:
@@ -255,14 +257,17 @@ class Answers:
     """What models answer to their own examples; each is computed once, as long as the same models are served."""
 
     desk: Desk
-    _served: list[Model] = field(default_factory=list)
+    _served: list[weakref.ref[Model]] = field(default_factory=list)  # weak, so that who is put away can go
     _made: dict[str, Any] = field(default_factory=dict)
 
     async def get(self, operation: Operation[Any], model: Model, deadline: float) -> Any:
         """An answer as it goes over the wire; None while the service has no time for it."""
         served = self.desk.models.all()
-        if len(served) != len(self._served) or any(a is not b for a, b in zip(served, self._served, strict=True)):
-            self._served, self._made = served, {}  # others are served, or one was calibrated again
+        if len(served) != len(self._served) or any(a is not b() for a, b in zip(served, self._served, strict=True)):
+            self._served, self._made = (
+                [weakref.ref(one) for one in served],
+                {},
+            )  # others are served, or one was calibrated again
         made = self._made
         if operation.name not in made:
             try:

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.door import Door
+from service.door import Door, Era
 from service.http.errors import answer_problem
 from service.metrics import Metrics
 from service.operations import Errand
@@ -36,6 +36,7 @@ class Visit:
     parse: float = 0.0
     status: int = 0
     errand: Errand = field(default_factory=Errand)
+    era: Era | None = None
 
     def timing(self, total: float) -> str:
         """The Server-Timing header, in milliseconds."""
@@ -59,14 +60,17 @@ class Books:
 
     def open(self, named: bytes | None) -> Visit:
         """A request has come, which may have an id of its own; it is kept if it is a decent one."""
-        self.door.inside += 1
         if named is not None and ID.fullmatch(named):
-            return Visit(named.decode(), time.perf_counter())
-        return Visit(f"{random.getrandbits(128):032x}", time.perf_counter())  # no secret, so not worth a system call
+            visit = Visit(named.decode(), time.perf_counter())
+        else:
+            visit = Visit(f"{random.getrandbits(128):032x}", time.perf_counter())  # no secret: no system call
+        visit.era = self.door.enter()
+        return visit
 
     def close(self, visit: Visit, method: str, path: str) -> None:
         """A request has its answer."""
-        self.door.inside -= 1
+        assert visit.era is not None
+        self.door.leave(visit.era)
         seconds = time.perf_counter() - visit.arrived
         operation, model, metrics = visit.operation, visit.model, self._metrics
         key = operation, model, visit.status

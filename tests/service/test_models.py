@@ -108,7 +108,7 @@ async def test_an_absurd_row_is_an_anomaly_not_a_gap() -> None:
 
 def stub(name: str, version: int) -> Model:
     """A model that is only looked up."""
-    return cast(Model, SimpleNamespace(manifest=SimpleNamespace(name=name, version=version)))
+    return cast(Model, SimpleNamespace(key=(name, version), manifest=SimpleNamespace(name=name, version=version)))
 
 
 def test_the_highest_loaded_version_answers() -> None:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from service.settings import PREFIX, Settings, SettingsError, load
@@ -40,6 +41,9 @@ TURNED: dict[str, tuple[str, object]] = {
     "port": ("9000", 9000),
     "models": ("/srv/models", Path("/srv/models")),
     "required": (" tiny, mnist ,", ("tiny", "mnist")),
+    "default_versions": (" tiny=2, mnist = 1,", {"tiny": 2, "mnist": 1}),
+    "poll_s": ("2.5", 2.5),
+    "admin_token": ("0123456789abcdef", SecretStr("0123456789abcdef")),
     "device": ("cpu", "cpu"),
     "buckets": (" 1, 32", (1, 32)),
     "cuda_graphs": ("false", False),
@@ -108,6 +112,12 @@ def test_an_unknown_name_is_refused(
         ("PORT", "-1"),
         ("PORT", ""),
         ("DEVICE", "gpu"),
+        ("DEFAULT_VERSIONS", "tiny"),
+        ("DEFAULT_VERSIONS", "tiny=0"),
+        ("DEFAULT_VERSIONS", "tiny=1,tiny=2"),
+        ("POLL_S", "-1"),
+        ("ADMIN_TOKEN", ""),
+        ("ADMIN_TOKEN", "short"),
         ("BATCH", "0"),
         ("BUCKETS", "0"),
         ("BUCKETS", "1,,2"),
@@ -139,6 +149,17 @@ def test_a_value_that_cant_be_meant_is_one_line(
     assert len(said.splitlines()) == 1
     assert PREFIX + name in said
     assert "should be" in said
+
+
+def test_a_token_is_never_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by the line that refuses it, nor by whoever prints the settings."""
+    assert here.is_dir()
+    monkeypatch.setenv(f"{PREFIX}ADMIN_TOKEN", "hush hush hush hush")
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert "hush" not in str(caught.value)
+    monkeypatch.setenv(f"{PREFIX}ADMIN_TOKEN", "hush-hush-hush-hush")
+    assert "hush" not in repr(load())
 
 
 @pytest.mark.parametrize("changes", [{"port": "http"}, {"prot": "8000"}])
@@ -177,7 +198,7 @@ def _default(field: FieldInfo) -> str:
     value: Any = field.default
     if isinstance(value, bool):
         return str(value).lower()
-    return "" if value in ((), None) else str(value)
+    return "" if value in ((), {}, None) else str(value)
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from service.http import scores
+from service.http.admin import Admin
 from service.http.exchange import Desk, Operation
 from service.http.v2 import pages, routes
 from service.http.v2.infer import Window
@@ -40,9 +41,9 @@ def window(desk: Desk, operations: Iterable[Operation[Any]], metrics: Metrics) -
     return Window(desk, shelf, Tally(metrics))
 
 
-def router(window: Window, faults: Reasons, unready: Reasons) -> APIRouter:
-    """Every path under /v2; faults and unready say why the service isn't live or ready."""
-    return routes.router(window, faults, unready)
+def router(window: Window, faults: Reasons, unready: Reasons, admin: Admin | None = None) -> APIRouter:
+    """Every path under /v2; faults and unready say why the service isn't live or ready, and admin changes models."""
+    return routes.router(window, faults, unready, admin)
 
 
 def example(model: Model) -> dict[str, Any]:

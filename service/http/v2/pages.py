@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.http.openapi import COMPONENTS, STATUSES
+from service.http.openapi import COMPONENTS, SAID, STATUSES
 from service.http.v2.infer import BINARY
 from service.http.v2.served import Served
 from service.http.wire import JSON
@@ -197,7 +197,7 @@ def answers(model: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _refusal(status: int) -> dict[str, Any]:
-    return {"description": STATUSES[status], "model": Error}
+    return {"description": SAID[status], "model": Error}
 
 
 def example(model: Served) -> dict[str, Any]:

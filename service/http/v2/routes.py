@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import Malformed
+from service.http.admin import TOKEN, Admin, Changed
 from service.http.exchange import read_body
 from service.http.v2 import pages, served
 from service.http.v2.infer import Window
@@ -43,8 +44,13 @@ ABSENT = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def router(window: Window, faults: Callable[[], list[str]], unready: Callable[[], list[str]]) -> APIRouter:
-    """Every path of the protocol; faults and unready are why the service isn't live, and why it isn't ready."""
+def router(
+    window: Window, faults: Callable[[], list[str]], unready: Callable[[], list[str]], admin: Admin | None
+) -> APIRouter:
+    """Every path of the protocol; faults and unready are why the service isn't live, and why it isn't ready.
+
+    Models are loaded and unloaded where there is an admin.
+    """
     routes = APIRouter(tags=["v2"])
     for path in MODEL:
         routes.add_route(f"{path}/infer", window.infer, methods=["POST"], include_in_schema=False)
@@ -57,20 +63,23 @@ def router(window: Window, faults: Callable[[], list[str]], unready: Callable[[]
             description=pages.INFER,
             openapi_extra=pages.infer(),
         )
-    _add_server(routes, faults, unready)
+    _add_server(routes, faults, unready, (*EXTENSIONS, "model_repository") if admin else EXTENSIONS)
     _add_models(routes, window)
-    _add_repository(routes, window)
+    _add_index(routes, window)
+    _add_control(routes, window, admin)
     for path, what in ABSENT.items():
         routes.add_route(path, _absent(what), methods=METHODS, include_in_schema=False)
     return routes
 
 
-def _add_server(routes: APIRouter, faults: Callable[[], list[str]], unready: Callable[[], list[str]]) -> None:
+def _add_server(
+    routes: APIRouter, faults: Callable[[], list[str]], unready: Callable[[], list[str]], extensions: Sequence[str]
+) -> None:
     @routes.get("/v2", responses=pages.answers(pages.Server))
     async def server(request: Request) -> Response:
         """What answers here, and which extensions of the protocol it has."""
         _note(request, "metadata")
-        return _json({"name": NAME, "version": VERSION, "extensions": EXTENSIONS})
+        return _json({"name": NAME, "version": VERSION, "extensions": extensions})
 
     @routes.get("/v2/health/live", responses=pages.answers(pages.Live, 503))
     async def live(request: Request) -> Response:
@@ -133,7 +142,7 @@ def _both(routes: APIRouter, end: str, answer: type[BaseModel]) -> Callable[[End
     return add
 
 
-def _add_repository(routes: APIRouter, window: Window) -> None:
+def _add_index(routes: APIRouter, window: Window) -> None:
     desk, shelf = window.desk, window.shelf
 
     async def index(request: Request) -> Response:
@@ -151,17 +160,40 @@ def _add_repository(routes: APIRouter, window: Window) -> None:
                 listed.append({"name": name, "version": str(version), "state": state, "reason": reason})
         return _json(listed)
 
-    async def control(request: Request) -> Response:
-        """Refuse: what is served is what lies on disk when the service starts."""
-        _note(request, "catalogue")
-        await _object(request, window)
-        raise Malformed("models can't be loaded or unloaded while serving; they are what lay on disk at the start")
-
     routes.add_api_route(
         "/v2/repository/index", index, methods=["POST"], name="index", responses=pages.answers(list[pages.Indexed], 400)
     )
-    for what in ("load", "unload"):
-        routes.add_route(f"/v2/repository/models/{{model}}/{what}", control, methods=["POST"], include_in_schema=False)
+
+
+def _add_control(routes: APIRouter, window: Window, admin: Admin | None) -> None:
+    async def load(request: Request) -> Response:
+        """Open an artifact's versions that are new or have changed; all of its models come and go with it."""
+        given = await asked(request)
+        if given.get("parameters"):
+            raise Malformed("a model is loaded as it lies in the repository: no other config or files are taken")
+        return _json(await admin.load(request, request.path_params["model"])) if admin else closed()
+
+    async def unload(request: Request) -> Response:
+        """Serve an artifact's versions no more, until they are loaded again; what is being answered is answered."""
+        await asked(request)
+        return _json(await admin.unload(request, request.path_params["model"])) if admin else closed()
+
+    async def asked(request: Request) -> dict[str, Any]:
+        _note(request, "repository")
+        if admin:
+            admin.check(request)  # before anything is read
+        return await _object(request, window)
+
+    def closed() -> Response:
+        raise Malformed("models can't be loaded or unloaded while serving unless VAE_SERVE_ADMIN_TOKEN is set")
+
+    for work in (load, unload):
+        path = f"/v2/repository/models/{{model}}/{work.__name__}"
+        if admin:
+            responses = pages.answers(Changed, 400, 401, 404, 422, 503)
+            routes.add_api_route(path, work, methods=["POST"], responses=responses, dependencies=[TOKEN])
+        else:
+            routes.add_route(path, work, methods=["POST"], include_in_schema=False)
 
 
 async def _object(request: Request, window: Window) -> dict[str, Any]:

@@ -88,6 +88,10 @@ class Shelf:
             made = self._made[key] = describe(name, model, found)
         return made
 
+    def forget(self, gone: Model) -> None:
+        """Keep nothing of a model that is put away."""
+        self._made = {key: made for key, made in self._made.items() if made.model is not gone}
+
     def names(self, model: Model) -> Iterable[tuple[str, str]]:
         """The names that an artifact's operations have, each with its operation."""
         name = model.manifest.name
