@@ -1,4 +1,4 @@
-"""python -m service: settings → logging → uvicorn; `score` and `evidence` without a server; `check`, a self-test."""
+"""python -m service: settings → logging → uvicorn; and what is done without a server, by a name of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import uvicorn
 
-from service import logs, welcome
+from service import inventory, logs, welcome
 from service.app import build
 from service.artifact import Manifest
 from service.door import Door
@@ -160,6 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
         return offline(settings, asked)
     if asked.command == "check":
         return check(settings, asked)
+    if asked.command == "artifacts":
+        return artifacts(settings, asked)
     import uvloop
 
     gc.collect()
@@ -209,6 +211,16 @@ def check(settings: Settings, asked: argparse.Namespace) -> int:
     return 0 if report.sound else 1
 
 
+def artifacts(settings: Settings, asked: argparse.Namespace) -> int:
+    """Look after the artifacts on disk; 0 where all is well, 1 where something was found, 2 where there is nothing."""
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        return inventory.run(settings, asked, partial(print, flush=True))
+    except (Problem, OSError) as error:
+        print(f"vae-serve: {error}", file=sys.stderr)
+        return 2
+
+
 def progress(done: int, rows: int) -> None:
     """Say on standard error how far a check is: on one line before a person, a line each in a log."""
     ahead, end = ("\r", "\n" if done == rows else "") if sys.stderr.isatty() else ("", "\n")
@@ -254,6 +266,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--draws", type=ranged(256, 16384), default=1024, help="decoder calls a row (default 1024)")
     own.add_argument("--seed", type=ranged(0, 2**53 - 1), default=0, help="of rows and draws (default 0)")
     own.add_argument("-o", "--out", type=Path, help="the picture (default NAME-VERSION-check.svg, here)")
+    inventory.add(commands)
     return top
 
 

@@ -47,7 +47,7 @@ ARROWS = {
     "http.v2": LEAVES | {"models", "metrics"},
     "http.v2.tally": LEAVES | {"metrics"},
 }
-ANYTHING = {"app", "check", "__main__", "offline", "welcome"}  # the doorsteps: they put the parts together
+ANYTHING = {"app", "check", "__main__", "inventory", "offline", "welcome"}  # the doorsteps: they put the parts together
 
 
 def modules(package: str) -> list[Path]:
