@@ -220,6 +220,7 @@ class Repository:
     async def _leave(self, model: Model) -> None:
         await self._passed()
         self._models.left(model)
+        await asyncio.to_thread(model.engine.release)
 
     # ------------------------------------------------------------ the folder
 

@@ -14,7 +14,7 @@ from service.engine.stage import Stage
 class Bucketed(Engine):
     """An engine whose graphs have stages. On the CPU its answers are, bit by bit, those of an engine without."""
 
-    stages: Mapping[str, Stage] = field(repr=False, kw_only=True)
+    stages: dict[str, Stage] = field(repr=False, kw_only=True)
 
     def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
         """Run one graph; blocks."""
@@ -25,6 +25,10 @@ class Bucketed(Engine):
     def run(self, graph: str, pieces: Mapping[str, Sequence[Array]], shared: Mapping[str, Array]) -> Arrays:
         """Run one graph on the rows of several tickets, each copied once, into the bucket."""
         return self._staged(graph, pieces, shared)
+
+    def _let_go(self) -> None:
+        self.stages.clear()
+        self.sessions.clear()
 
     def _staged(self, graph: str, pieces: Mapping[str, Sequence[Array]], shared: Mapping[str, Array]) -> Arrays:
         try:

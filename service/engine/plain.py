@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.artifact import Array, Arrays
-from service.engine.cuda import Runtime
+from service.engine.cuda import GATE, Runtime
 from service.errors import EngineFailed, EngineLost
 
 
@@ -25,7 +25,7 @@ class Engine:
     device: Literal["cpu", "cuda"]
     providers: list[str]
     fallback: str | None
-    sessions: Mapping[str, ort.InferenceSession] = field(repr=False)
+    sessions: dict[str, ort.InferenceSession] = field(repr=False)
     runtime: Runtime | None = field(default=None, repr=False, kw_only=True)
 
     @cached_property
@@ -49,6 +49,17 @@ class Engine:
     def run(self, graph: str, pieces: Mapping[str, Sequence[Array]], shared: Mapping[str, Array]) -> Arrays:
         """Run one graph on the rows of several tickets, copied once: pieces by input, and what all of them share."""
         return self.compute(graph, {name: joined(parts) for name, parts in pieces.items()} | dict(shared))
+
+    def release(self) -> None:
+        """Let go of all that it has memory in, whoever still has the engine; no call may follow.
+
+        Blocks while another engine is being captured, which what is freed on the device would spoil.
+        """
+        with GATE.together():
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.sessions.clear()
 
 
 def joined(parts: Sequence[Array]) -> Array:

@@ -330,6 +330,19 @@ async def test_a_request_that_holds_a_model_is_answered_by_it(tiny: Path) -> Non
         await until(lambda: model() is None and not any(session() for session in sessions))
 
 
+@pytest.mark.parametrize("changes", [{}, {"buckets": (2, 8), "batch": 64}], ids=["plain", "buckets"])
+async def test_memory_is_let_go_whoever_keeps_a_model(tiny: Path, changes: dict[str, Any]) -> None:
+    """A traceback or a cycle may keep what nobody asks any more; sessions do not wait until it is collected."""
+    async with open_house(guarded(tiny, **changes)) as house:
+        kept: Model = house.app.state.models.get("tiny")
+        sessions = [weakref.ref(session) for session in kept.engine.sessions.values()]
+        await house.answer("tiny/evidence", {**BODY, "draws": 600})
+        answered(await change(house, "tiny/unload"))
+        await until(lambda: not any(session() for session in sessions))
+        assert len(sessions) == 5
+        assert kept.key == ("tiny", 1)
+
+
 async def test_nobody_is_waited_for_who_came_later(tiny: Path) -> None:
     """Requests of other models that never end don't keep one that is unloaded."""
     copied("other", tiny)
