@@ -77,8 +77,8 @@ def spoil(folder: Path) -> None:
 
 
 def doors() -> list[str]:
-    """What the service runs for as long as somebody may ask a model."""
-    return sorted(task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("tiny/"))
+    """What a service runs for as long as somebody may ask mayfly, which no other service has."""
+    return sorted(task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("mayfly/"))
 
 
 # ---------------------------------------------------------------- who may
@@ -304,23 +304,24 @@ async def test_a_version_that_is_gone_is_retired_by_a_load(tiny: Path) -> None:
 
 async def test_a_request_that_holds_a_model_is_answered_by_it(tiny: Path) -> None:
     """Unloaded while its rows are computed; then its doors are closed and its sessions' memory is let go."""
+    copied("mayfly", tiny)
     gate = Gate()
     async with open_house(guarded(tiny, lanes=1), opener=gate.opener) as house:
-        before = (await house.answer("tiny/score", BODY))["elbo"]
-        held: Model = house.app.state.models.get("tiny")
+        before = (await house.answer("mayfly/score", BODY))["elbo"]
+        held: Model = house.app.state.models.get("mayfly")
         names, sessions = doors(), [weakref.ref(session) for session in held.engine.sessions.values()]
         model = weakref.ref(held)
         assert len(names) == 6
         del held
         await house.client.get("/openapi.json")  # and what is kept for the page
-        await house.client.get("/v2/models/tiny.encode")
+        await house.client.get("/v2/models/mayfly.encode")
         gate.shut()
-        asking = [asyncio.create_task(house.ask("tiny/score", BODY)) for _ in range(3)]
-        asking += [asyncio.create_task(house.ask("tiny/evidence", {**BODY, "draws": 600}))]  # asks again and again
+        asking = [asyncio.create_task(house.ask("mayfly/score", BODY)) for _ in range(3)]
+        asking += [asyncio.create_task(house.ask("mayfly/evidence", {**BODY, "draws": 600}))]  # asks again and again
         await gate.held()
-        answered(await change(house, "tiny/unload"))
-        refused(await house.ask("tiny/score", BODY), 404)
-        assert [name for name in doors() if name != "tiny/1 leaves"] == names
+        answered(await change(house, "mayfly/unload"))
+        refused(await house.ask("mayfly/score", BODY), 404)
+        assert [name for name in doors() if name != "mayfly/1 leaves"] == names
         gate.open()
         answers = [answered(await task) for task in asking]
         assert [answer["elbo"] for answer in answers[:3]] == [before] * 3
@@ -345,12 +346,12 @@ async def test_memory_is_let_go_whoever_keeps_a_model(tiny: Path, changes: dict[
 
 async def test_nobody_is_waited_for_who_came_later(tiny: Path) -> None:
     """Requests of other models that never end don't keep one that is unloaded."""
-    copied("other", tiny)
+    copied("mayfly", tiny)
     gate = Gate()
     async with open_house(guarded(tiny, lanes=1), opener=gate.opener) as house:
-        answered(await change(house, "tiny/unload"))
+        answered(await change(house, "mayfly/unload"))
         gate.shut()
-        asking = asyncio.create_task(house.ask("other/score", BODY))
+        asking = asyncio.create_task(house.ask("tiny/score", BODY))
         await gate.held()
         await until(lambda: not doors())
         gate.open()
@@ -359,9 +360,10 @@ async def test_nobody_is_waited_for_who_came_later(tiny: Path) -> None:
 
 async def test_who_stays_for_ever_is_waited_for_as_long_as_a_request_may_take(tiny: Path) -> None:
     """Past the longest deadline nobody who is still inside has anything to ask."""
+    copied("mayfly", tiny)
     async with open_house(guarded(tiny, max_timeout_ms=50)) as house:
         stays = house.app.state.door.enter()
-        answered(await change(house, "tiny/unload"))
+        answered(await change(house, "mayfly/unload"))
         await until(lambda: not doors())
         house.app.state.door.leave(stays)
         assert house.app.state.door.inside == 0
