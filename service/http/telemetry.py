@@ -72,14 +72,14 @@ class Books:
         key = operation, model, visit.status
         if (counted := self._counted.get(key)) is None:
             counted = self._counted[key] = metrics.requests.labels(operation, model, str(visit.status))
-        counted.inc()
+        metrics.later(counted)
         if (timed := self._timed.get(operation)) is None:
             timed = self._timed[operation] = metrics.seconds.labels(operation)
         timed.observe(seconds)
         if visit.rows and visit.status == 200:
             if (rows := self._rows.get((operation, model))) is None:
                 rows = self._rows[operation, model] = metrics.rows.labels(operation, model)
-            rows.inc(visit.rows)
+            metrics.later(rows, visit.rows)
         if visit.anomalies:
             metrics.anomalies.labels(model).inc(visit.anomalies)
         if self._access != "none":

@@ -15,6 +15,7 @@ from service.http.v2 import tensors
 from service.http.v2.request import Inference, Wanted
 
 Found = Array | list[str]
+SPREAD = "scores."  # a field of fields of arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,15 @@ class Answer:
         return sum(len(found) if isinstance(found, list) else found.size for found in self.tensors.values())
 
 
-def flat(content: Mapping[str, Any]) -> Answer:
-    """An operation's fields under the names that they have in npz, `scores.kl.p_value`; what is null is left out."""
+def flat(content: Mapping[str, Any], asked: Inference) -> Answer:
+    """An operation's fields under the names that they have in npz, `scores.kl.p_value`; what is null is left out.
+
+    Where outputs are named, what is spread over inner fields is only gone through if one of them is in there.
+    """
     found: dict[str, Found] = {}
     scalars: dict[str, Any] = {}
+    if asked.outputs and not any(wanted.name.startswith(SPREAD) for wanted in asked.outputs):
+        content = {key: value for key, value in content.items() if key + "." != SPREAD}
     _flatten(content, "", found, scalars)
     return Answer(found, scalars)
 

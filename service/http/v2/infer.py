@@ -76,7 +76,7 @@ class Window:
         fields, array = prepared(served, wanted)
         found = await served.operation.work(desk, served.model, fields, array, visit)
         started = time.perf_counter()
-        answered = answer.flat(found)
+        answered = answer.flat(found, wanted)
         numbers = answered.numbers * (PACKING if heard.accept_encoding else 1)
         headers, body = await off_loop(numbers, lambda: composed(served, wanted, answered, heard.accept_encoding))
         return headers, body, time.perf_counter() - started

@@ -49,7 +49,7 @@ class Inferred(Job):
             return
         started = time.perf_counter()
         try:
-            reply = _reply(*composed(self._served, wanted, answer.flat(found), None))
+            reply = _reply(*composed(self._served, wanted, answer.flat(found, wanted), None))
         except Exception as error:
             tell(error)
             return
