@@ -313,7 +313,7 @@ async def load(folder: Path, workshop: Workshop) -> Model:
             room=workshop.room,
             cost=costs[work.name],
             patience=workshop.patience,
-            inline=workshop.inline,
+            inline=workshop.inline if engine.device == "cpu" else 0.0,  # on a device a call may wait for others
             report=lambda report: workshop.report(manifest, report),
         )
         for work in done

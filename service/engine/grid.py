@@ -10,6 +10,7 @@ import bisect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from service.artifact import Array, Graph
@@ -117,8 +118,7 @@ class Grid:
 
     def buckets(self, draws: int) -> tuple[int, ...]:
         """The buckets of rows at so many draws: those that fit, and the largest that does."""
-        largest = max(1, min(self.most, self.size // draws))
-        return tuple(sorted({bucket for bucket in self.rows if bucket <= largest} | {largest}))
+        return _buckets(self.rows, max(1, min(self.most, self.size // draws)))
 
     def shape(self, rows: int, draws: int) -> tuple[int, int]:
         """The least shape that holds so many rows and draws, which must not be more than the largest."""
@@ -135,6 +135,11 @@ class Grid:
             for start in range(0, rows, step):
                 stop = min(rows, start + step)
                 yield Tile(slice(start, stop), slice(first, last), self.shape(stop - start, last - first))
+
+
+@lru_cache(maxsize=1024)
+def _buckets(rows: tuple[int, ...], largest: int) -> tuple[int, ...]:
+    return tuple(sorted({bucket for bucket in rows if bucket <= largest} | {largest}))
 
 
 def grid(graph: Graph, layout: Layout, rows: tuple[int, ...], size: int, calibrated: int) -> Grid:

@@ -7,7 +7,7 @@ reads. A buffer serves every shape of the grid, so it begins at one address for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,16 +106,13 @@ class Bound:
 class Slot:
     """The buffers of one batch of one graph. One thread at a time has it."""
 
-    def __init__(
-        self, session: ort.InferenceSession, layout: Layout, grid: Grid, buffers: Buffers, number: int
-    ) -> None:
-        """number: which of the graph's slots it is, from 0; it makes the ids of its CUDA graphs its own."""
-        self._session, self._layout, self._buffers, self._number = session, layout, buffers, number
+    def __init__(self, session: ort.InferenceSession, layout: Layout, grid: Grid, buffers: Buffers) -> None:
+        self._session, self._layout, self._buffers = session, layout, buffers
         lead = {"n": grid.most, "k": grid.draws[-1], "nk": grid.size}
         ports = {**layout.inputs, **layout.outputs}
         self._taken = {name: buffers.take(max(1, lead[port.axes] * port.bytes)) for name, port in ports.items()}
         self._bound: dict[Shape, Bound] = {}
-        self._banks: dict[str, Shape | None] = {}  # the shape at which a bank's buffer was filled last
+        self._banks: dict[str, Shape] = {}  # the shape at which a bank was sent last
 
     def bind(self, shape: Shape, graph_id: int | None = None) -> Bound:
         """A shape, bound the first time it is asked for; graph_id: of the CUDA graph that it is to be captured as."""
@@ -136,32 +133,25 @@ class Slot:
 
     def _view(self, name: str, port: Port, shape: Shape) -> Array:
         whole = port.shape(*shape)
-        return (
-            self._taken[name].host[: math.prod(whole) * np.dtype(port.dtype).itemsize].view(port.dtype).reshape(whole)
-        )
+        size = math.prod(whole) * np.dtype(port.dtype).itemsize
+        return self._taken[name].host[:size].view(port.dtype).reshape(whole)
 
     def fill(self, rows: Rows, shared: Mapping[str, Array], tile: Tile) -> None:
         """Copy a tile's rows and banks in, pad them to its shape, and send them to the session's side."""
         bound = self.bind(tile.shape)
-        sent = []
+        changed = []
         for name, port in self._layout.inputs.items():
             view = bound.inputs[name]
-            if port.axes == "k":
-                if not self._changed(name, view, shared[name][tile.draws], tile.shape):
-                    continue
-            else:
+            if port.axes != "k":
                 copy_rows(view, rows[name], tile, drawn=port.axes == "nk")
-            sent.append((self._taken[name], view.nbytes))
-        self._buffers.upload(sent)
-
-    def _changed(self, name: str, view: Array, bank: Array, shape: Shape) -> bool:
-        """Put a bank in its place unless it is there: told by its values, for a bank may be made anew or elsewhere."""
-        if self._banks.get(name) == shape and view.dtype == bank.dtype and np.array_equal(view[: len(bank)], bank):
-            return False
-        np.copyto(view[: len(bank)], bank, casting="no")
-        view[len(bank) :] = view[len(bank) - 1]
-        self._banks[name] = shape
-        return True
+            elif self._banks.get(name) == tile.shape and holds(view, shared[name][tile.draws]):
+                continue
+            else:
+                self._banks.pop(name, None)  # until it is there on both sides
+                copy_draws(view, shared[name][tile.draws])
+            changed.append(name)
+        self._buffers.upload([(self._taken[name], bound.inputs[name].nbytes) for name in changed])
+        self._banks |= {name: tile.shape for name in changed if self._layout.inputs[name].axes == "k"}
 
     def run(self, shape: Shape, on: Callable[[Callable[[], None]], None]) -> None:
         """Run what was filled in; `on` says where the call is made."""
@@ -185,18 +175,34 @@ def copy_rows(view: Array, parts: Sequence[Array], tile: Tile, *, drawn: bool) -
     Padding is a valid row, never what the memory held: not-a-numbers would slow a kernel, and rows of nothing could
     fail where rows of data don't.
     """
-    draws = tile.draws.stop - tile.draws.start
-    at = 0  # rows of the tile that are filled
-    begins = 0  # where a part begins among all rows
-    for part in parts:
-        first, last = max(tile.rows.start, begins) - begins, min(tile.rows.stop - begins, len(part))
-        begins += len(part)
-        if first >= last:
-            continue
-        target = view[at : at + last - first]
-        np.copyto(target[:, :draws] if drawn else target, part[first:last, tile.draws] if drawn else part[first:last],
-                  casting="no")  # fmt: skip
-        at += last - first
+    rows, draws = tile.rows.stop - tile.rows.start, tile.draws.stop - tile.draws.start
+    taken = [part[:, tile.draws] if drawn else part for part in within(parts, tile.rows)]
+    np.concatenate(taken, out=view[:rows, :draws] if drawn else view[:rows], casting="no")
     if drawn:
-        view[:at, draws:] = view[:at, draws - 1 : draws]
-    view[at:] = view[at - 1]
+        view[:rows, draws:] = view[:rows, draws - 1 : draws]
+    view[rows:] = view[rows - 1]
+
+
+def within(parts: Sequence[Array], rows: slice) -> Iterator[Array]:
+    """What some of all rows are made of, part by part.
+
+    >>> [part.tolist() for part in within([np.arange(3), np.arange(3, 5), np.arange(5, 9)], slice(1, 5))]
+    [[1, 2], [3, 4]]
+    """
+    begins = 0
+    for part in parts:
+        first, last = max(rows.start - begins, 0), min(rows.stop - begins, len(part))
+        begins += len(part)
+        if first < last:
+            yield part[first:last]
+
+
+def holds(view: Array, bank: Array) -> bool:
+    """Whether a bank is there already: told by its values, for it may be made anew, lie elsewhere, or have changed."""
+    return view.dtype == bank.dtype and np.array_equal(view[: len(bank)], bank)
+
+
+def copy_draws(view: Array, bank: Array) -> None:
+    """A bank's draws; the rest of the view repeats the last."""
+    np.copyto(view[: len(bank)], bank, casting="no")
+    view[len(bank) :] = view[len(bank) - 1]

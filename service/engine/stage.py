@@ -6,7 +6,6 @@ session are one thread's: its captured graphs belong to the thread that captured
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,6 @@ from service.engine.cuda import GATE, Gate
 from service.engine.grid import Grid, Layout, Tile
 from service.engine.slot import UNCAPTURED, Buffers, Rows, Shape, Slot
 from service.errors import ArtifactRefused
-
-log = logging.getLogger(__name__)
 
 PAIR = 2  # slots on a device: one whose batch is computed, one that is filled or emptied
 
@@ -69,14 +66,14 @@ class Stage:
             raise ValueError(f"it takes {', '.join(self._layout.inputs)}, not {', '.join(given)}")
         lengths: dict[str, set[int]] = {"n": set(), "k": set()}
         for name, port in self._layout.inputs.items():
+            dtype, lead = np.dtype(port.dtype), len(port.axes)
             for part in given[name]:
-                if part.dtype.str != port.dtype or part.shape[len(port.axes) :] != port.event:
-                    found = f"{part.dtype} {part.shape}"
-                    raise ValueError(f"{name} is {found}, not {np.dtype(port.dtype)} ({port.axes}, *{port.event})")
-                if "k" in port.axes:
-                    lengths["k"].add(part.shape[port.axes.index("k")])
+                if part.dtype != dtype or part.shape[lead:] != port.event or part.ndim < lead:
+                    raise ValueError(f"{name} is {part.dtype} {part.shape}, not {dtype} ({port.axes}, *{port.event})")
             if "n" in port.axes:
                 lengths["n"].add(sum(len(part) for part in given[name]))
+            if "k" in port.axes:
+                lengths["k"] |= {part.shape[lead - 1] for part in given[name]}
         for axis, found_lengths in lengths.items():
             if len(found_lengths) > 1:
                 raise ValueError(f"inputs differ in {axis}: {', '.join(map(str, sorted(found_lengths)))}")
@@ -131,8 +128,7 @@ class Stage:
             if self._free:
                 return self._free.pop()
             self._made += 1
-            number = self._made - 1
-        return Slot(self._session, self._layout, self.grid, self._buffers(), number)
+        return Slot(self._session, self._layout, self.grid, self._buffers())
 
     def warm(self, arrays: Mapping[str, Array], stated: Mapping[str, float], draws: int, *, capture: bool) -> None:
         """Run every bucket at so many draws, in every slot that there is to be, and hold it to the golden rows.

@@ -8,9 +8,11 @@ import httpx
 import pytest
 
 from service.artifact import Array, Arrays, Artifact
+from service.cost import Cost
 from service.engine import Engine, open_engine
 from service.errors import EngineLost
 from tests.kit import PATIENCE, configured, digits, open_house, refused, running, until_status
+from tests.rehearsal import rehearsed
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +58,24 @@ async def test_with_buckets_every_answer_is_the_same_to_the_last_bit(small: Path
         async with open_house(configured(small, buckets=buckets, batch=64)) as house:
             answers.append([await house.answer(path, body) for path, body in ASKED])
     assert answers[0] == answers[1]
+
+
+async def test_a_call_to_a_device_never_blocks_the_loop(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quick it is: it waits for the device, for a slot, or for a model that is being opened."""
+    monkeypatch.setattr(Cost, "within", lambda *_: 64)  # as if every call were quick
+    with rehearsed(lambda *_: None) as (_, opened):
+        changes = {"device": "cuda", "buckets": (2, 8), "batch": 64, "inline_us": 1_000}
+        async with open_house(configured(small, **changes)) as house:
+            here: list[object] = []
+            monkeypatch.setattr(house.app.state.lanes, "here", here.append)
+            opened["elbo"].runs.clear()
+            answer = await house.answer("tiny/score", {"inputs": digits(3).tolist()})
+            assert not here
+            (run,) = opened["elbo"].runs
+            assert run[0] != "-1"
+            assert (await house.client.get("/v1/models/tiny")).json()["device"] == "cuda"
+    async with open_house(configured(small)) as house:
+        assert await house.answer("tiny/score", {"inputs": digits(3).tolist()}) == answer
 
 
 class Losing(Engine):

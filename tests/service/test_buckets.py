@@ -23,7 +23,7 @@ from service.engine.grid import Tile
 from service.engine.sessions import Algorithms, OnCuda
 from service.engine.slot import copy_rows
 from service.errors import ArtifactRefused, DeviceUnavailable, EngineFailed, EngineLost
-from tests.kit import COMMITTED, PATIENCE
+from tests.kit import COMMITTED, PATIENCE, wait_until
 from tests.rehearsal import Library, Session, rehearsed
 
 PLAN = Plan(buckets=(4, 16), size=64)
@@ -239,6 +239,17 @@ def test_a_bank_goes_to_the_device_when_it_changes(stage: tuple[Bucketed, Librar
     assert sent() == rows + given["noise"].nbytes
 
 
+def test_a_bank_whose_copy_failed_is_sent_again(stage: tuple[Bucketed, Library, dict[str, Session]]) -> None:
+    """The failure is that call's alone."""
+    engine, library, _ = stage
+    found = read("tiny")
+    given = feeds(found, found.manifest.graphs["elbo"], 4, 16)
+    library.refused = 1
+    with pytest.raises(EngineFailed, match="CUDA error 2 from cudaMemcpyAsync"):
+        engine.compute("elbo", given)
+    assert_same(engine.compute("elbo", given), open_engine(found).compute("elbo", given))
+
+
 def test_the_next_batch_is_copied_while_one_is_computed(stage: tuple[Bucketed, Library, dict[str, Session]]) -> None:
     """A second batch is on the device before the first is done; a third waits for a slot, and all are answered."""
     engine, library, opened = stage
@@ -252,14 +263,12 @@ def test_the_next_batch_is_copied_while_one_is_computed(stage: tuple[Bucketed, L
         assert goes.wait(PATIENCE)
 
     opened["elbo"].before = wait
-    never_set = threading.Event()
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(engine.compute, "elbo", asked[0])
         assert held.wait(PATIENCE)
         before = library.up
         others = [pool.submit(engine.compute, "elbo", given) for given in asked[1:]]
-        while library.up == before:
-            never_set.wait(0.001)
+        wait_until(lambda: library.up > before)
         assert not first.done()
         assert len(opened["elbo"].runs) == 1
         goes.set()
