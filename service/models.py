@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from service import artifact, footing, noise, works
 from service.appraisal import Yardstick
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Opener = Callable[[Artifact], Engine]
 Spawn = Callable[[str, Coroutine[Any, Any, None]], None]
+State = Literal["served", "loading", "refused"]
 
 DEFAULT_DRAWS, DEFAULT_SEED = 16, 0
 KEPT = 32  # yardsticks of a model; a bank of 4,096 draws in 32 latents holds 0.5 MB
@@ -201,10 +202,15 @@ class Models:
             return f"was refused: {self._refused[key]}"
         return "is still being loaded"
 
-    def states(self) -> list[tuple[str, int, str | None]]:
-        """Every name and version that was found, and why it isn't served; None where it is."""
-        keys = sorted(self._found | self._served.keys())
-        return [(*key, None if key in self._served else self._why(key)) for key in keys]
+    def states(self) -> list[tuple[str, int, State, str]]:
+        """Every name and version that was found, how it is, and why it isn't served."""
+        found: list[tuple[str, int, State, str]] = []
+        for key in sorted(self._found | self._served.keys()):
+            if key in self._served:
+                found.append((*key, "served", ""))
+            else:
+                found.append((*key, "refused" if key in self._refused else "loading", self._why(key)))
+        return found
 
     def catalogue(self) -> list[tuple[str, list[int]]]:
         """Names and their loaded versions, ascending."""

@@ -517,8 +517,10 @@ async def test_the_lane_answers_as_the_app_does(house: House, address: str) -> N
     content, headers = framed({"id": "a", "inputs": [binary(ROWS)]}, ROWS.tobytes())
     explained = {"inputs": [tensor(ROWS)], "parameters": {"binary_data_output": True, "explain": True}}
     hurried = {"inputs": [tensor(ROWS)], "parameters": {"timeout": 20_000_000}}
+    many = framed({"inputs": [binary(digits(40))]}, digits(40).tobytes())
     bodies += [
         ("tiny", content, headers),
+        ("tiny", many[0], many[1] | {"accept-encoding": "gzip"}),
         ("tiny", content, headers | {"accept-encoding": "gzip"}),
         ("tiny", gzip.compress(content), headers | {"content-encoding": "gzip"}),
         ("tiny", ROWS[:1].tobytes(), {LENGTH: "0"}),

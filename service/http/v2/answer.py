@@ -96,18 +96,18 @@ def write(
 def _output(name: str, found: Found, binary: bool, buffers: list[bytes | memoryview]) -> dict[str, Any]:
     """An output as the JSON lists it; a binary one's buffer is laid beside."""
     if isinstance(found, list):
-        shape, datatype = [len(found)], tensors.BYTES
+        listed: dict[str, Any] = {"name": name, "datatype": tensors.BYTES, "shape": (len(found),)}
     else:
-        shape, datatype = list(found.shape), tensors.datatype_of(found.dtype)
-    listed: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
-    if not binary:
+        listed = {"name": name, "datatype": tensors.NAMES[found.dtype], "shape": found.shape}
+    if binary:
+        buffer = tensors.to_bytes(found)
+        listed["parameters"] = {"binary_data_size": len(buffer)}
+        buffers.append(buffer)
+    else:
         listed["data"] = found if isinstance(found, list) else _row_major(found)
-        return listed
-    buffer = tensors.to_bytes(found)
-    listed["parameters"] = {"binary_data_size": len(buffer)}
-    buffers.append(buffer)
     return listed
 
 
 def _row_major(array: Array) -> Array:
+    """An array as orjson takes it: of one axis, so that the data is flat."""
     return array if array.ndim == 1 and array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
