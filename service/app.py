@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -23,10 +24,11 @@ from service.http.exchange import Desk, Memory, Operation
 from service.http.telemetry import Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
-from service.metrics import Metrics
-from service.models import Models, Opener, Workshop, serve
+from service.metrics import Group, Metrics
+from service.models import Models, Opener, Workshop, on_disk, serve
 from service.operations import Keeping
 from service.settings import Settings
+from service.workers import Member
 
 ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample, and score every row with its ELBO.
 
@@ -34,17 +36,23 @@ A score is a lower bound on log p(x) of the density or mass that the model's man
 Carlo error: KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO."""
 
 
-def build(settings: Settings, *, opener: Opener | None = None, door: Door | None = None) -> FastAPI:
-    """The service as an ASGI app. opener and door are given by tests and by the command line."""
+def build(
+    settings: Settings, *, opener: Opener | None = None, door: Door | None = None, member: Member | None = None
+) -> FastAPI:
+    """The service as an ASGI app. opener and door are given by tests and by the command line.
+
+    member is what this process is of a group, which then has the models opened already.
+    """
     door = door or Door()
-    metrics = Metrics()
+    metrics = Metrics(Group(member.folder, member.slot, member.processes) if member else None)
     models = Models(settings.required)
     lanes = Lanes(settings.lanes or cores())
-    desk = _desk(settings, models, door)
+    desk = _desk(settings, models, door, member)
+    workshop = _workshop(settings, opener or standard_opener(settings), lanes, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with serve(models, settings.models, _workshop(settings, opener, lanes, metrics), door.spawn):
+        async with _served(models, settings, workshop, door, member):
             try:
                 yield
             finally:
@@ -69,12 +77,29 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, door=door, metrics=metrics, access=settings.access_log)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
+    app.state.metrics = metrics
     return app
 
 
-def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: Metrics) -> Workshop:
+def standard_opener(settings: Settings) -> Opener:
+    """What opens an artifact's graphs unless something else is given."""
+    return partial(open_engine, device=settings.device)
+
+
+def _served(
+    models: Models, settings: Settings, workshop: Workshop, door: Door, member: Member | None
+) -> AbstractAsyncContextManager[None]:
+    """The models, served: what lies in the folder, what the group has opened, or for its porter nothing yet."""
+    if member and member.porter:
+        models.found(member.keys)
+        return nullcontext()
+    stored = partial(on_disk, settings.models, workshop.open_engine, settings.state, settings.drift_false_alarm)
+    return serve(models, member.look if member else stored, workshop, door.spawn)
+
+
+def _workshop(settings: Settings, opener: Opener, lanes: Lanes, metrics: Metrics) -> Workshop:
     return Workshop(
-        opener or partial(open_engine, device=settings.device),
+        opener,
         lanes,
         settings.batch,
         settings.batch_ms / 1e3,
@@ -87,7 +112,7 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
     )
 
 
-def _desk(settings: Settings, models: Models, door: Door) -> Desk:
+def _desk(settings: Settings, models: Models, door: Door, member: Member | None) -> Desk:
     limits = Limits(
         settings.max_body_bytes,
         settings.max_json_depth,
@@ -97,7 +122,10 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
         settings.max_evidence_draws,
     )
     memory = Memory(settings.max_held_bytes)
-    keeping = Keeping(settings.state, settings.drift_false_alarm) if settings.calibrate and settings.state else None
+    keeping = None
+    if settings.calibrate and settings.state:
+        keeping = Keeping(settings.state, settings.drift_false_alarm)
+        keeping = replace(keeping, told=member.told) if member else keeping
     return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3, keeping)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from service import artifact, calibration, drift, noise, state
 from service.artifact import Arrays, Artifact, Calibration, Manifest
 from service.calibration import References
-from service.drift import Watch
+from service.drift import Watch, Watching
 from service.errors import ArtifactRefused
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Footing:
     source: Source
     references: References = field(repr=False)
     bank: noise.Bank = field(repr=False)
-    watch: Watch | None = field(repr=False)
+    watch: Watching | None = field(repr=False)
     complete: bool
     made: datetime | None = None
     since: datetime = field(default_factory=now)
@@ -57,8 +57,12 @@ class Footing:
         for start in range(0, len(scores), drift.BLOCK):
             if start:
                 await asyncio.sleep(0)
-            if self.watch.see(scores[start : start + drift.BLOCK]):
-                _raise_alarm(self.watch, self.since, manifest)
+            self.show(scores[start : start + drift.BLOCK], manifest)
+
+    def show(self, scores: Doubles, manifest: Manifest) -> None:
+        """The same of scores that are turned so that low is strange, at once."""
+        if self.watch and self.watch.see(scores):
+            _raise_alarm(self.watch, self.since, manifest)
 
 
 def find(found: Artifact, digest: str, folder: Path | None = None, false_alarm: float = 0.0) -> Footing | None:
@@ -120,7 +124,7 @@ def estimator(bank: noise.Bank) -> Literal["frames_4", "plain"]:
     return "frames_4" if len(bank.groups) < bank.draws else "plain"
 
 
-def _raise_alarm(watch: Watch, since: datetime, manifest: Manifest) -> None:
+def _raise_alarm(watch: Watching, since: datetime, manifest: Manifest) -> None:
     """Say once, for whoever is woken by it, what it means and what to do."""
     strange, typical = watch.recent() or (math.nan, math.nan)
     log.warning(
