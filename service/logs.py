@@ -16,9 +16,9 @@ class JsonLines(logging.Formatter):
     always stands in every line.
     """
 
-    def __init__(self, always: Mapping[str, object]) -> None:
+    def __init__(self, always: Mapping[str, object] | None = None) -> None:
         super().__init__()
-        self._always = always
+        self._always = always or {}
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
@@ -38,9 +38,9 @@ class JsonLines(logging.Formatter):
 class Text(logging.Formatter):
     """A record as a line that a person reads. What a caller sent can't end the line, or move the cursor."""
 
-    def __init__(self, always: Mapping[str, object]) -> None:
+    def __init__(self, always: Mapping[str, object] | None = None) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-        self._always = always
+        self._always = always or {}
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
         """The line itself, with its fields; the stack comes below it where there is one."""
