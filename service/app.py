@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -54,8 +53,8 @@ def build(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with _served(models, settings, workshop, door, member):
-            while member and not member.porter and not models.settled and not door.ended.is_set():  # noqa: ASYNC110
-                await asyncio.sleep(0.002)  # who comes waits at the listener, rather than be refused here
+            if member:
+                await member.may_listen.wait()
             try:
                 yield
             finally:

@@ -105,6 +105,7 @@ class Member:
         self.folder = folder
         self.keys = set(keys)
         self.porter = stock is None
+        self.may_listen = asyncio.Event()  # until then whoever comes waits at the listener
         self.name = "porter" if stock is None else str(number)
         self._channel = channel
         self._supervisor = os.getppid()
@@ -115,7 +116,9 @@ class Member:
         )
         self._telling: dict[int, asyncio.Future[None]] = {}
         self._house: House | None = None
-        self._serves = False
+        self._said_ready = self._said_serving = False
+        if self.porter:
+            self.may_listen.set()
 
     # ------------------------------------------------------------ what it serves
 
@@ -153,6 +156,7 @@ class Member:
     def _hear(self) -> None:
         assert self._house
         does = {
+            "listen": self._listen,
             "drain": self._drain,
             "leave": self._leave,
             "end": self._end,
@@ -172,12 +176,16 @@ class Member:
             self._house.door.fault = "the supervisor is gone"
             self._drain(Message("drain", {"grace": 0.0}), self._house)
 
+    def _listen(self, _: Message, __: House) -> None:
+        self.may_listen.set()
+
     def _drain(self, message: Message, house: House) -> None:
         if house.door.state == "open":
             house.door.spawn("drain", house.door.drain(message.facts["grace"], house.limit))
 
     def _leave(self, message: Message, house: House) -> None:
         house.stop_listening()
+        self._channel.send("deaf")
         house.door.spawn("leave", house.door.leave(message.facts["grace"], message.facts["limit"], house.hang_up))
 
     def _end(self, _: Message, house: House) -> None:
@@ -240,13 +248,16 @@ class Member:
             for relay in self._relays.values():
                 for payload in relay.taken():
                     self._channel.send("scores", payload, tag=relay.tag)
-            if not self._serves and (self.porter or house.models.settled) and house.listens():
-                self._serves = True
+            if not self._said_ready and house.models.settled:
+                self._said_ready = True
+                self._channel.send("ready")
+            if not self._said_serving and house.listens():
+                self._said_serving = True
                 self._channel.send("serves")
             house.inside(house.door.inside)
             self._channel.flush()
             self._channel.mention("beat", computing=house.lanes.longest())
-            await asyncio.sleep(BEAT if self._serves else SOON)
+            await asyncio.sleep(BEAT if self._said_serving else SOON)
 
     def terminated(self) -> None:
         """This process alone was asked to end: the supervisor sees to it that another takes its place."""

@@ -1,7 +1,7 @@
 """The supervisor: the parent of all workers. It forks them, replaces them, and ends with them; it serves nothing.
 
     porter ──▶ first generation ──SIGHUP──▶ next generation ──▶ …
-       what serves leaves only once all of the next generation serve
+       what serves leaves once all of the next generation are ready; they listen once it doesn't any more
 
 It holds one listening socket for each seat, so that connections that wait at a worker that died wait for the next one.
 It has no thread, since it forks, and never waits but in one place.
@@ -40,6 +40,7 @@ IN_A_ROW = 5  # deaths of one seat after which there is no point in another
 FIRST_WAIT = 0.1  # seconds before a seat is filled again after the second death of a row; then twice as long each time
 PORTER_GRACE = 0.5  # seconds that the porter's connections have, for what they are about to ask
 STALLED_LIMIT = 1.0  # seconds that a worker with a stalled engine has for its other callers
+DEAF_WITHIN = 1.0  # seconds that those who leave have to stop listening, before others listen beside them
 SLACK = 3.0  # seconds past all its limits after which a process is killed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -55,8 +56,11 @@ class Process:
     stock: Stock | None
     born: float
     heard: float
+    ready: bool = False
     serves: bool = False
     leaving: bool = False
+    deaf: bool = False  # it leaves, and takes no more connections
+    left: float = 0.0
     deadline: float = float("inf")
 
     def __str__(self) -> str:
@@ -77,6 +81,7 @@ class Supervisor:
         self._living: dict[int, Process] = {}
         self._opening: Generator[None, None, Stock] | None = None
         self._rising: Stock | None = None
+        self._served = False  # whether a generation has ever served
         self._again = False  # SIGHUP came while a generation was rising
         self._due: dict[int, float] = {}  # seats to fill, and when
         self._deaths: dict[int, int] = {}  # in a row, by seat
@@ -170,6 +175,8 @@ class Supervisor:
         now = time.monotonic()
         self._living[pid] = process = Process(pid, number, slot, ours, stock, now, now)
         self._told = 0.0
+        if stock is self._stock:
+            process.channel.send("listen")
         log.info("started %s", process)
 
     def _be(self, number: int, slot: int, channel: Channel, stock: Stock | None, ours: Channel) -> None:
@@ -234,32 +241,34 @@ class Supervisor:
             log.exception("the models can't be looked at; what is served stays")
 
     def _rise(self, stock: Stock) -> None:
-        first = self._serving_stock() is None
-        if not first and stock.served() == self._stock.served() and stock.tags == self._stock.tags:
+        if self._served and (stock.served(), stock.tags) == (self._stock.served(), self._stock.tags):
             log.info("nothing has changed")
-            self._stock = stock
             return
         self._rising = stock
         for number in self._listeners:
             self._fork(number, stock)
 
-    def _serving_stock(self) -> Stock | None:
-        """The stock that workers serve, None while the porter is alone."""
-        return self._stock if any(process.stock is self._stock for process in self._living.values()) else None
-
     def _promote(self) -> None:
-        """Once all of the next generation serve, have the one before leave."""
+        """Once all of the next generation are ready, have the one before leave, and then these listen."""
         if self._rising is None:
             return
         risen = [process for process in self._living.values() if process.stock is self._rising]
-        if len(risen) < self._seats or not all(process.serves for process in risen):
+        before = [process for process in self._living.values() if process.stock is not self._rising]
+        if len(risen) < self._seats or not all(process.ready for process in risen):
             return
-        first = self._serving_stock() is None
-        self._stock, self._rising = self._rising, None
-        self._due.clear()
-        for process in self._living.values():
-            if process.stock is not self._stock and not process.leaving:
+        for process in before:
+            if not process.leaving:
                 self._send_away(process, PORTER_GRACE if process.stock is None else self._grace, self._limit)
+        if all(process.deaf for process in before) or time.monotonic() > max(p.left for p in before) + DEAF_WITHIN:
+            self._succeed(risen)
+
+    def _succeed(self, risen: list[Process]) -> None:
+        """The next generation is the one that serves."""
+        first, self._served = not self._served, True
+        self._stock, self._rising = self._rising or self._stock, None
+        self._due.clear()
+        for process in risen:
+            process.channel.send("listen")
         log.info("%d workers serve", self._seats)
         if first and self._settings.welcome:
             risen[0].channel.send("greet")
@@ -269,8 +278,8 @@ class Supervisor:
 
     def _send_away(self, process: Process, grace: float, limit: float) -> None:
         """Have a process go without refusing anybody."""
-        process.leaving = True
-        process.deadline = time.monotonic() + grace + limit + SLACK
+        process.leaving, process.left = True, time.monotonic()
+        process.deadline = process.left + grace + limit + SLACK
         process.channel.send("leave", grace=grace, limit=limit)
 
     @property
@@ -325,7 +334,7 @@ class Supervisor:
         log.error("%s died: %s", process, how)
         if in_a_row < IN_A_ROW:
             self._due[number] = now + (FIRST_WAIT * 2 ** (in_a_row - 2) if in_a_row > 1 else 0.0)
-        elif process.stock is self._rising and self._serving_stock():
+        elif process.stock is self._rising and self._served:
             self._abandon()
         else:
             self._fail(f"worker {number} died {in_a_row} times in a row, the last time by {how}; the log says more")
@@ -382,6 +391,10 @@ class Supervisor:
             case "beat":
                 if said["computing"] > self._settings.stall_ms / 1e3:
                     self._replace_living(process, f"has been computing for {said['computing']:.0f} s")
+            case "ready":
+                process.ready = True
+            case "deaf":
+                process.deaf = True
             case "serves":
                 process.serves = True
                 self._told = 0.0
