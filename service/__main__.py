@@ -106,7 +106,7 @@ def join(member: Member, app: FastAPI, server: Server, settings: Settings) -> No
         lambda: server.started,
         stop_listening,
         hang_up,
-        lambda: door.spawn("welcome", welcome.greet(app.state.models, server)),
+        partial(welcome.greet, app.state.models, server),
         settings.drain_limit_ms / 1e3,
     )
     member.attend(house)

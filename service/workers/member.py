@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ class House:
     listens: Callable[[], bool]
     stop_listening: Callable[[], None]
     hang_up: Callable[[], bool]
-    greet: Callable[[], None]
+    greet: Callable[[], Coroutine[Any, Any, None]]
     limit: float
 
 
@@ -192,7 +192,11 @@ class Member:
         house.door.ended.set()
 
     def _greet(self, _: Message, house: House) -> None:
-        house.greet()
+        async def greet() -> None:
+            await house.greet()
+            self._channel.send("greeted")
+
+        house.door.spawn("welcome", greet())
 
     def _group(self, message: Message, _: House) -> None:
         self._said = message.facts

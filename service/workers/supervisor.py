@@ -3,34 +3,28 @@
     porter ──▶ first generation ──SIGHUP──▶ next generation ──▶ …
        what serves leaves once all of the next generation are ready; they listen once it doesn't any more
 
-It holds one listening socket for each seat, so that connections that wait at a worker that died wait for the next one.
 It has no thread, since it forks, and never waits but in one place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import select
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from prometheus_client.multiprocess import mark_process_dead
 
 from service.errors import Problem
-from service.models import find
 from service.settings import Settings
-from service.workers.channel import Channel, Message
+from service.workers.channel import Message
 from service.workers.member import BEAT, Member
+from service.workers.nursery import Nursery, Process
 from service.workers.stock import Stock
 
 log = logging.getLogger(__name__)
@@ -41,30 +35,8 @@ FIRST_WAIT = 0.1  # seconds before a seat is filled again after the second death
 PORTER_GRACE = 0.5  # seconds that the porter's connections have, for what they are about to ask
 STALLED_LIMIT = 1.0  # seconds that a worker with a stalled engine has for its other callers
 DEAF_WITHIN = 1.0  # seconds that those who leave have to stop listening, before others listen beside them
+STARTS_WITHIN = 60.0  # seconds that a process has for its first sign of life
 SLACK = 3.0  # seconds past all its limits after which a process is killed
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@dataclass(eq=False)
-class Process:
-    """One that was forked, as the supervisor knows it. Its stock is None for the porter."""
-
-    pid: int
-    number: int
-    slot: int
-    channel: Channel
-    stock: Stock | None
-    born: float
-    heard: float
-    ready: bool = False
-    serves: bool = False
-    leaving: bool = False
-    deaf: bool = False  # it leaves, and takes no more connections
-    left: float = 0.0
-    deadline: float = float("inf")
-
-    def __str__(self) -> str:
-        return f"{'the porter' if self.stock is None else f'worker {self.number}'} (pid {self.pid})"
 
 
 class Supervisor:
@@ -75,10 +47,11 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._stock = stock
-        self._listeners: dict[int, socket.socket] = dict(enumerate(listeners))
-        self._seats = len(listeners)
-        self._work = work
-        self._living: dict[int, Process] = {}
+        self._nursery = Nursery(listeners, settings.models, work)
+        self._living = self._nursery.living
+        self._seats = self._nursery.seats
+        self._greeted = not settings.welcome
+        self._greeter: Process | None = None
         self._opening: Generator[None, None, Stock] | None = None
         self._rising: Stock | None = None
         self._served = False  # whether a generation has ever served
@@ -88,17 +61,15 @@ class Supervisor:
         self._replaced = 0
         self._fault: str | None = None
         self._draining = False
-        self._signals: list[int] = []
         self._changes: dict[int, tuple[Process, int, set[int]]] = {}  # calibrations that not all have, by number
         self._changed = 0
         self._news: set[int] = set()  # tags of watches that have seen rows since their last mention
         self._told = 0.0
-        self._scratch = tempfile.TemporaryDirectory(prefix="vae-serve-")
 
     def run(self) -> int:
         """Serve until told to stop; the exit status."""
-        with self._scratch, self._own_signals() as woken:
-            self._porter()
+        with self._nursery.open() as woken:
+            self._fork(0, None)  # the porter: it answers at every seat until workers do
             self._opening = self._stock.restocked()
             while not self._draining or self._living:
                 self._turn(woken)
@@ -126,91 +97,21 @@ class Supervisor:
         self._look_after()
         self._tell()
 
-    @contextlib.contextmanager
-    def _own_signals(self) -> Generator[socket.socket, None, None]:
-        """Note the signals, and wake for them."""
-        woken, waker = socket.socketpair()
-        woken.setblocking(False)
-        waker.setblocking(False)
-        before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, lambda number, _: self._signals.append(number))
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # only to be woken
-        self._wakers = (woken, waker)
-        try:
-            yield woken
-        finally:
-            signal.set_wakeup_fd(before)
-
     def _heed(self) -> None:
         """Do what signals ask for."""
-        for number in self._signals:
+        signals, self._nursery.signals = self._nursery.signals, []
+        for number in signals:
             if number == signal.SIGHUP:
                 self._reload()
             else:
                 self._stop(signal.Signals(number))
-        self._signals.clear()
-
-    # ------------------------------------------------------------ to fork
-
-    def _porter(self) -> None:
-        """One process that answers at every seat until workers do."""
-        self._fork(0, None)
 
     def _fork(self, number: int, stock: Stock | None) -> None:
         """Fill a seat, or fork the porter where there is no stock."""
-        ours, theirs = Channel.pair()
-        slots = {process.slot for process in self._living.values()}
-        slot = next(slot for slot in range(len(slots) + 1) if slot not in slots)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        gc.collect()
-        gc.freeze()  # the collector would write into every page that it looks at
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        pid = os.fork()
-        if pid == 0:
-            self._be(number, slot, theirs, stock, ours)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        theirs.close()
-        now = time.monotonic()
-        self._living[pid] = process = Process(pid, number, slot, ours, stock, now, now)
+        process = self._nursery.fork(number, stock)
         self._told = 0.0
         if stock is self._stock:
             process.channel.send("listen")
-        log.info("started %s", process)
-
-    def _be(self, number: int, slot: int, channel: Channel, stock: Stock | None, ours: Channel) -> None:
-        """Be the process that was forked, and never return."""
-        status = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            for name in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(name, signal.SIG_IGN)  # a terminal sends them to all; the supervisor tells us
-            for name in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(name, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            listeners = self._kept_listeners(number if stock else None)
-            for other in (ours, *(process.channel for process in self._living.values())):
-                other.close()  # or nobody would ever hear that the supervisor is gone
-            for waker in self._wakers:
-                waker.close()
-            self._living.clear()
-            keys = stock.entries if stock else find(self._settings.models)
-            member = Member(number, slot, channel, listeners, stock, keys, Path(self._scratch.name))
-            status = self._work(member)
-        except BaseException:
-            log.critical("this process died", exc_info=True)
-        finally:
-            logging.shutdown()
-            sys.stdout.flush()
-            os._exit(status)  # nothing of the supervisor's is to be cleared up here
-
-    def _kept_listeners(self, number: int | None) -> list[socket.socket]:
-        """In the process that was forked: its listener, or all for the porter; the others are closed here."""
-        for other, listener in self._listeners.items():
-            if number not in (None, other):
-                listener.close()
-        return [listener for other, listener in self._listeners.items() if number in (None, other)]
 
     # ------------------------------------------------------------ generations
 
@@ -245,7 +146,7 @@ class Supervisor:
             log.info("nothing has changed")
             return
         self._rising = stock
-        for number in self._listeners:
+        for number in range(self._seats):
             self._fork(number, stock)
 
     def _promote(self) -> None:
@@ -264,14 +165,11 @@ class Supervisor:
 
     def _succeed(self, risen: list[Process]) -> None:
         """The next generation is the one that serves."""
-        first, self._served = not self._served, True
-        self._stock, self._rising = self._rising or self._stock, None
+        self._stock, self._rising, self._served = self._rising or self._stock, None, True
         self._due.clear()
         for process in risen:
             process.channel.send("listen")
         log.info("%d workers serve", self._seats)
-        if first and self._settings.welcome:
-            risen[0].channel.send("greet")
         if self._again:
             self._again = False
             self._reload()
@@ -294,37 +192,22 @@ class Supervisor:
 
     def _reap(self) -> None:
         """See who has died, and have the seat filled again."""
-        while self._living:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if process := self._living.pop(pid, None):
-                self._bury(process, os.waitstatus_to_exitcode(status))
+        for process, code in self._nursery.ended():
+            self._bury(process, code)
 
     def _bury(self, process: Process, code: int) -> None:
         with contextlib.suppress(EOFError):
             for message in process.channel.receive():  # its last words: scores, mostly
                 self._take(process, message)
-        process.channel.close()
-        mark_process_dead(process.slot, path=self._scratch.name)  # type: ignore[no-untyped-call]
         for change in list(self._changes):
             self._has(change, process.pid)
         self._told = 0.0
         if self._draining:
-            self._close(process.number)
+            self._nursery.close_seat(process.number)
         elif process.leaving or process.stock is None:
             log.info("%s has left", process)
         else:
             self._replace_dead(process, signal.Signals(-code).name if code < 0 else f"status {code}")
-
-    def _close(self, number: int) -> None:
-        """Draining: once nobody accepts at a seat, its newcomers are to be refused and not to wait."""
-        held = any(process.number == number or process.stock is None for process in self._living.values())
-        if not held and (listener := self._listeners.pop(number, None)):
-            listener.close()
 
     def _replace_dead(self, process: Process, how: str) -> None:
         now, number = time.monotonic(), process.number
@@ -361,7 +244,8 @@ class Supervisor:
                 self._fork(number, self._rising or self._stock)
         stall = max(self._settings.stall_ms / 1e3, 10 * BEAT)
         for process in list(self._living.values()):
-            silent = now - process.heard > stall and not process.leaving
+            silent = now - process.heard > (stall if process.ready else max(stall, STARTS_WITHIN))
+            silent = silent and not process.leaving
             if silent:
                 log.error("%s gives no sign of life and is killed", process)
             if silent or now > process.deadline:
@@ -398,6 +282,9 @@ class Supervisor:
             case "serves":
                 process.serves = True
                 self._told = 0.0
+                self._greet(process)
+            case "greeted":
+                self._greeted = True
             case "scores":
                 if self._stock.see(said["tag"], np.frombuffer(message.payload)):
                     self._news.add(said["tag"])
@@ -407,6 +294,13 @@ class Supervisor:
                 self._calibrated(process, (said["key"][0], said["key"][1]), said["serial"])
             case "has":
                 self._has(said["change"], process.pid)
+
+    def _greet(self, process: Process) -> None:
+        """Have the welcome printed, once in the group's life."""
+        waits = self._greeter is not None and self._greeter.pid in self._living
+        if not self._greeted and not waits and process.stock is not None:
+            self._greeter = process
+            process.channel.send("greet")
 
     def _calibrated(self, caller: Process, key: tuple[str, int], serial: int) -> None:
         """Have every worker take up the calibration that the state keeps for a model now."""
@@ -469,8 +363,8 @@ class Supervisor:
         self._draining, self._opening, self._rising = True, None, None
         self._due.clear()
         self._end("drain", grace + self._limit + 1.0 + SLACK, {"grace": grace})
-        for number in list(self._listeners):
-            self._close(number)
+        for number in range(self._seats):
+            self._nursery.close_seat(number)
 
     def _end(self, kind: str, within: float, facts: dict[str, float] | None = None) -> None:
         for process in self._living.values():

@@ -295,7 +295,7 @@ def test_a_worker_that_is_killed_is_replaced(small: Path) -> None:
 @pytest.mark.parametrize("how", ["an engine", "the loop", "SIGTERM"])
 def test_a_worker_that_stalls_or_is_told_to_end_is_replaced(small: Path, how: str) -> None:
     """By one that answers, whatever became of it."""
-    with group(small, changed("app.open_engine = stuck"), stall_ms="1000") as found:
+    with group(small, changed("app.open_engine = stuck"), stall_ms="2000") as found:
         before = found.pids()
         with ThreadPoolExecutor(1) as pool:
             if how == "an engine":
