@@ -98,11 +98,15 @@ def join(member: Member, app: FastAPI, server: Server, settings: Settings) -> No
             connection.shutdown()
         return bool(server.server_state.connections)
 
+    def count_inside(inside: int) -> None:
+        app.state.metrics.inside.set(inside)
+        app.state.metrics.share()
+
     house = House(
         door,
         app.state.models,
         app.state.lanes,
-        app.state.metrics.inside.set,
+        count_inside,
         lambda: server.started,
         stop_listening,
         hang_up,

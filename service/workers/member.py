@@ -78,7 +78,7 @@ class House:
     door: Door
     models: Models
     lanes: Lanes
-    inside: Callable[[int], None]
+    count: Callable[[int], None]
     listens: Callable[[], bool]
     stop_listening: Callable[[], None]
     hang_up: Callable[[], bool]
@@ -258,7 +258,7 @@ class Member:
             if not self._said_serving and house.listens():
                 self._said_serving = True
                 self._channel.send("serves")
-            house.inside(house.door.inside)
+            house.count(house.door.inside)
             self._channel.flush()
             self._channel.mention("beat", computing=house.lanes.longest())
             await asyncio.sleep(BEAT if self._said_serving else SOON)

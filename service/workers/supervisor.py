@@ -252,14 +252,14 @@ class Supervisor:
                 process.deadline = float("inf")
                 os.kill(process.pid, signal.SIGKILL)
 
-    def _replace_living(self, process: Process, why: str) -> None:
+    def _replace_living(self, process: Process, why: str, limit: float) -> None:
         """Fill a seat whose worker lives, and then have that one go."""
         if process.leaving or self._draining or process.stock is not self._stock:
             return
         log.warning("%s %s and is replaced", process, why)
         self._replaced += 1
         self._fork(process.number, self._stock)
-        self._send_away(process, 0.0, STALLED_LIMIT)
+        self._send_away(process, min(self._grace, limit), limit)
 
     # ------------------------------------------------------------ messages
 
@@ -274,7 +274,7 @@ class Supervisor:
         match message.kind:
             case "beat":
                 if said["computing"] > self._settings.stall_ms / 1e3:
-                    self._replace_living(process, f"has been computing for {said['computing']:.0f} s")
+                    self._replace_living(process, f"has been computing for {said['computing']:.0f} s", STALLED_LIMIT)
             case "ready":
                 process.ready = True
             case "deaf":
@@ -289,7 +289,7 @@ class Supervisor:
                 if self._stock.see(said["tag"], np.frombuffer(message.payload)):
                     self._news.add(said["tag"])
             case "terminated":
-                self._replace_living(process, "was sent SIGTERM")
+                self._replace_living(process, "was sent SIGTERM", self._limit)
             case "calibrated":
                 self._calibrated(process, (said["key"][0], said["key"][1]), said["serial"])
             case "has":

@@ -226,10 +226,10 @@ def test_either_worker_gives_the_same_bits(pair: Group) -> None:
     answers = by_both(pair, lambda name: pair.ask(x_request_id=name, **{"X-Request-Id": name}))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
-    after = pair.metrics()
     asked = 'vae_serve_requests_total{model="tiny",operation="score",status="200"}'
     rows = 'vae_serve_rows_total{model="tiny",operation="score"}'
-    assert after[asked] - before.get(asked, 0) == len(answers)
+    wait_until(lambda: pair.metrics()[asked] - before.get(asked, 0) == len(answers))
+    after = pair.metrics()
     assert after[rows] - before.get(rows, 0) == 4 * len(answers)
     assert after["vae_serve_workers"] == 2
     assert after["process_cpu_seconds_total"] >= before["process_cpu_seconds_total"] > 0
@@ -245,8 +245,8 @@ def test_one_watch_sees_the_rows_of_all(pair: Group) -> None:
         return found
 
     by_both(pair, lambda name: pair.ask(strange, **{"X-Request-Id": name}))
-    scored = pair.metrics()['vae_serve_rows_total{model="tiny",operation="score"}']
-    wait_until(lambda: {drift()["rows"] for _ in range(6)} == {scored})
+    scored = 'vae_serve_rows_total{model="tiny",operation="score"}'
+    wait_until(lambda: {drift()["rows"] for _ in range(6)} == {pair.metrics()[scored]})
     assert drift()["alarm"]
     assert drift()["recent_strange"] > 5
     pair.until_said("drift: tiny/1")
