@@ -339,7 +339,7 @@ class Supervisor:
         if self._told and now - self._told < BEAT:
             return
         self._told = now
-        serving = [process for process in self._living.values() if process.serves and process.stock]
+        serving = [one for one in self._living.values() if one.serves and one.stock and not one.leaving]
         pids = list(self._living)
         for process in self._living.values():
             process.channel.send("group", pids=pids, serving=len(serving), replaced=self._replaced)
