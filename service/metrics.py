@@ -21,12 +21,13 @@ from prometheus_client import (
     generate_latest,
     values,
 )
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+CPU = "process_cpu_seconds"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -111,7 +112,11 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._merged = _merged(group) if group else None
         now = self._merged or registry
-        if not group:
+        self._cpu: Counter | None = None
+        self._used = 0.0
+        if group:
+            self._cpu = Counter(CPU, "Total user and system CPU time spent in seconds.", registry=registry)
+        else:
             ProcessCollector(registry=registry)
         PlatformCollector(registry=now)
         self.requests = Counter(
@@ -190,7 +195,11 @@ class Metrics:
 
     def share(self) -> None:
         """Let the group's other processes see what was counted here since."""
-        _Kept.write()
+        if self._cpu:
+            used = sum(os.times()[:2])
+            self._cpu.inc(used - self._used)
+            self._used = used
+            _Kept.write()
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
@@ -204,9 +213,24 @@ def _merged(group: Group) -> CollectorRegistry:
     _Kept.stored = values.MultiProcessValue(lambda: group.slot)  # type: ignore[no-untyped-call]
     values.ValueClass = _Kept
     merged = CollectorRegistry()
-    MultiProcessCollector(merged, path=str(group.folder))  # type: ignore[no-untyped-call]
+    merged.register(_Files(str(group.folder)))
     merged.register(_Processes(group.processes))
     return merged
+
+
+class _Files(Collector):
+    """What the processes have counted, added up, with the CPU time of their parent."""
+
+    def __init__(self, folder: str) -> None:
+        self._files = MultiProcessCollector(None, path=folder)  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterable[Metric]:
+        """Read the files."""
+        for metric in self._files.collect():  # type: ignore[no-untyped-call]
+            if metric.name == CPU:
+                parent = _said(os.getppid()).get(f"{CPU}_total", 0.0)
+                metric.samples = [one._replace(value=one.value + parent) for one in metric.samples]
+            yield metric
 
 
 class _Processes(Collector):
@@ -223,8 +247,7 @@ class _Processes(Collector):
 def processes(pids: Iterable[int], parent: int) -> Iterable[Metric]:
     """What ProcessCollector says of one process, of a parent and its children together.
 
-    Memory that they share is counted once: resident is the sum of their proportional shares. The time of children that
-    have ended is their parent's, so that it never falls.
+    Memory that they share is counted once: resident is the sum of their proportional shares.
     """
     alive = [found for pid in (parent, *pids) if (found := _said(pid))]
     sums = {
@@ -240,8 +263,6 @@ def processes(pids: Iterable[int], parent: int) -> Iterable[Metric]:
         "process_max_fds": "Maximum number of open file descriptors.",
     }.items():
         yield GaugeMetricFamily(name, said, value=min((found[name] for found in alive if name in found), default=0.0))
-    used = sum(found.get("process_cpu_seconds_total", 0.0) for found in alive) + _ended(parent)
-    yield CounterMetricFamily("process_cpu_seconds", "Total user and system CPU time spent in seconds.", value=used)
 
 
 def _said(pid: int) -> dict[str, float]:
@@ -257,12 +278,3 @@ def proportional(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(float(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-
-
-def _ended(parent: int) -> float:
-    """Seconds of CPU time that a process's ended children took."""
-    try:
-        words = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (float(words[13]) + float(words[14])) / os.sysconf("SC_CLK_TCK")

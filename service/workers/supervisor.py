@@ -108,10 +108,8 @@ class Supervisor:
 
     def _fork(self, number: int, stock: Stock | None) -> None:
         """Fill a seat, or fork the porter where there is no stock."""
-        process = self._nursery.fork(number, stock)
+        self._nursery.fork(number, stock)
         self._told = 0.0
-        if stock is self._stock:
-            process.channel.send("listen")
 
     # ------------------------------------------------------------ generations
 
@@ -277,6 +275,8 @@ class Supervisor:
                     self._replace_living(process, f"has been computing for {said['computing']:.0f} s", STALLED_LIMIT)
             case "ready":
                 process.ready = True
+                if process.stock is self._stock:
+                    process.channel.send("listen")
             case "deaf":
                 process.deaf = True
             case "serves":

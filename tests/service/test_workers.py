@@ -293,6 +293,7 @@ def test_a_worker_that_is_killed_is_replaced(small: Path) -> None:
             return counted[-1]["vae_serve_workers"] == 2
 
         wait_until(both)
+        assert {status for caller in callers for status in caller.statuses} == {200}
         done = [len(caller.statuses) for caller in callers]
         wait_until(lambda: all(len(caller.statuses) > past for caller, past in zip(callers, done, strict=True)))
         counted.append(found.metrics())
