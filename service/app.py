@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -25,10 +26,11 @@ from service.http.lane import Lane
 from service.http.telemetry import Books, Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
-from service.metrics import Metrics
-from service.models import Models, Opener, Workshop, serve
+from service.metrics import Group, Metrics
+from service.models import Models, Opener, Workshop, on_disk, serve
 from service.operations import Keeping
 from service.settings import Settings
+from service.workers import Member
 
 GLANCE = 0.25  # seconds between looks at whether a device is lost
 
@@ -41,17 +43,25 @@ Carlo error: KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO."""
 V2 = tuple(chain(*(module.OPERATIONS for module in (scores, latents, samples, evidence, impute))))
 
 
-def build(settings: Settings, *, opener: Opener | None = None, door: Door | None = None) -> FastAPI:
-    """The service as an ASGI app. opener and door are given by tests and by the command line."""
+def build(
+    settings: Settings, *, opener: Opener | None = None, door: Door | None = None, member: Member | None = None
+) -> FastAPI:
+    """The service as an ASGI app. opener and door are given by tests and by the command line.
+
+    member is what this process is of a group, which then has the models opened already.
+    """
     door = door or Door()
-    metrics = Metrics()
+    metrics = Metrics(Group(member.folder, member.slot, member.processes) if member else None)
     models = Models(settings.required)
     lanes = Lanes(settings.lanes or cores())
-    desk = _desk(settings, models, door)
+    desk = _desk(settings, models, door, member)
+    workshop = _workshop(settings, opener or standard_opener(settings), lanes, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with serve(models, settings.models, _workshop(settings, opener, lanes, metrics), door.spawn):
+        async with _served(models, settings, workshop, door, member):
+            if member:
+                await member.may_listen.wait()
             door.spawn("devices", _watch(models))
             try:
                 yield
@@ -82,12 +92,32 @@ def build(settings: Settings, *, opener: Opener | None = None, door: Door | None
     app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
     app.state.lane = Lane(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)))
+    app.state.metrics = metrics
     return app
 
 
-def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: Metrics) -> Workshop:
+def standard_opener(settings: Settings) -> Opener:
+    """What opens an artifact's graphs unless something else is given."""
+    memory = settings.gpu_memory_mb * 2**20 or None
+    plan = Plan(settings.buckets, settings.batch, settings.cuda_graphs, memory)
+    opener = partial(open_engine, device=settings.device)
+    return opener if plan == Plan() else partial(opener, plan=plan)
+
+
+def _served(
+    models: Models, settings: Settings, workshop: Workshop, door: Door, member: Member | None
+) -> AbstractAsyncContextManager[None]:
+    """The models, served: what lies in the folder, what the group has opened, or for its porter nothing yet."""
+    if member and member.porter:
+        models.found(member.keys)
+        return nullcontext()
+    stored = partial(on_disk, settings.models, workshop.open_engine, settings.state, settings.drift_false_alarm)
+    return serve(models, member.look if member else stored, workshop, door.spawn)
+
+
+def _workshop(settings: Settings, opener: Opener, lanes: Lanes, metrics: Metrics) -> Workshop:
     return Workshop(
-        opener or _opener(settings),
+        opener,
         lanes,
         settings.batch,
         settings.batch_ms / 1e3,
@@ -102,14 +132,7 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
     )
 
 
-def _opener(settings: Settings) -> Opener:
-    memory = settings.gpu_memory_mb * 2**20 or None
-    plan = Plan(settings.buckets, settings.batch, settings.cuda_graphs, memory)
-    opener = partial(open_engine, device=settings.device)
-    return opener if plan == Plan() else partial(opener, plan=plan)
-
-
-def _desk(settings: Settings, models: Models, door: Door) -> Desk:
+def _desk(settings: Settings, models: Models, door: Door, member: Member | None) -> Desk:
     limits = Limits(
         settings.max_body_bytes,
         settings.max_json_depth,
@@ -119,7 +142,10 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
         settings.max_evidence_draws,
     )
     memory = Memory(settings.max_held_bytes)
-    keeping = Keeping(settings.state, settings.drift_false_alarm) if settings.calibrate and settings.state else None
+    keeping = None
+    if settings.calibrate and settings.state:
+        keeping = Keeping(settings.state, settings.drift_false_alarm)
+        keeping = replace(keeping, told=member.told) if member else keeping
     return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3, keeping)
 
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 Opener = Callable[[Artifact], Engine]
 Spawn = Callable[[str, Coroutine[Any, Any, None]], None]
 State = Literal["served", "loading", "refused"]
+Key = tuple[str, int]  # a name and a version
 
 DEFAULT_DRAWS, DEFAULT_SEED = 16, 0
 KEPT = 32  # yardsticks of a model; a bank of 4,096 draws in 32 latents holds 0.5 MB
@@ -141,21 +142,45 @@ class Model:
         return self.calibrated.seed if self.calibrated else DEFAULT_SEED
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An artifact that was read, opened, verified and warmed: a model without its doors.
+
+    It belongs to no event loop, so that a process may open it and those that it forks may serve it. costs are by
+    work: what a call of each takes.
+    """
+
+    found: Artifact = field(repr=False)
+    engine: Engine
+    costs: dict[str, Cost]
+    digest: str
+    footing: Footing | None = field(repr=False)
+
+
+# What can be served: what opens each, or says why it is refused, which is in the log by then. It may block.
+Shelf = Mapping[Key, Callable[[], Opened | str]]
+
+
 class Models:
     """Every model by name and version, those that were refused with the reason, and whether the required are ready."""
 
     def __init__(self, required: tuple[str, ...] = ()) -> None:
         self._required = required
-        self._found: set[tuple[str, int]] = set()
-        self._served: dict[tuple[str, int], Model] = {}
-        self._refused: dict[tuple[str, int], str] = {}
+        self._found: set[Key] = set()
+        self._served: dict[Key, Model] = {}
+        self._refused: dict[Key, str] = {}
         self._looked = False
-        self._calibrating: dict[tuple[str, int], asyncio.Lock] = {}
+        self._calibrating: dict[Key, asyncio.Lock] = {}
 
-    def found(self, keys: set[tuple[str, int]]) -> None:
+    def found(self, keys: set[Key]) -> None:
         """Say what lies on disk and will be opened."""
         self._found |= keys
         self._looked = True
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was found is served or refused."""
+        return self._looked and self._found <= self._served.keys() | self._refused.keys()
 
     def serve(self, model: Model) -> None:
         """Serve a model from now on."""
@@ -197,7 +222,7 @@ class Models:
             return f"{name} has no version {version}; it has {', '.join(map(str, versions))}"
         return f"there is no model {name[:64]!r}; there is {', '.join(names) or 'none yet'}"
 
-    def _why(self, key: tuple[str, int]) -> str:
+    def _why(self, key: Key) -> str:
         if key in self._refused:
             return f"was refused: {self._refused[key]}"
         return "is still being loaded"
@@ -252,38 +277,30 @@ class Models:
 
 
 @asynccontextmanager
-async def serve(models: Models, folder: Path, workshop: Workshop, spawn: Spawn) -> AsyncIterator[None]:
-    """Serve every artifact below a folder; they are opened in the background, and put away with this context.
+async def serve(models: Models, look: Callable[[], Shelf], workshop: Workshop, spawn: Spawn) -> AsyncIterator[None]:
+    """Serve every artifact of a shelf; they are opened in the background, and put away with this context.
 
     spawn runs what must go on as long as the service does, and is told its name.
     """
-    spawn("loader", _load_all(models, folder, workshop, spawn))
+    spawn("loader", _load_all(models, look, workshop, spawn))
     try:
         yield
     finally:
         models.close()
 
 
-async def _load_all(models: Models, folder: Path, workshop: Workshop, spawn: Spawn) -> None:
-    """Open all that lies in the folder, one after another; one that is refused costs the others nothing."""
-    keys = find(folder)
-    models.found(set(keys))
-    for name, version in sorted(keys):
+async def _load_all(models: Models, look: Callable[[], Shelf], workshop: Workshop, spawn: Spawn) -> None:
+    """Open all that lies on the shelf, one after another; one that is refused costs the others nothing."""
+    shelf = look()
+    models.found(set(shelf))
+    for (name, version), take in sorted(shelf.items(), key=lambda item: item[0]):
         started = time.perf_counter()
-        try:
-            model = await load(folder / name / str(version), workshop)
-            if (model.manifest.name, model.manifest.version) != (name, version):
-                said = f"{model.manifest.name}/{model.manifest.version}"
-                raise ArtifactRefused(f"manifest.json says that this is {said}")
-        except DeviceUnavailable:
-            raise  # cuda is strict: this is no fault of the artifact, and the service ends
-        except Exception as error:
-            known = isinstance(error, ArtifactRefused)
-            reason = str(error) if known else "it could not be opened; the service's log says why"
-            models.refuse(name, version, reason)
+        opened = await asyncio.to_thread(take)
+        if isinstance(opened, str):
+            models.refuse(name, version, opened)
             workshop.refused(name, version)
-            log.error("refused %s/%s: %s", name, version, reason, exc_info=None if known else error)
             continue
+        model = put_up(opened, workshop)
         for graph, door in model.doors.items():
             spawn(f"{name}/{version} {graph}", door.serve())
         models.serve(model)
@@ -294,7 +311,33 @@ async def _load_all(models: Models, folder: Path, workshop: Workshop, spawn: Spa
             log.warning("%s/%s fell back to the CPU: %s", name, version, model.engine.fallback)
 
 
-def find(folder: Path) -> list[tuple[str, int]]:
+def on_disk(folder: Path, opener: Opener, state: Path | None = None, false_alarm: float = 0.0) -> Shelf:
+    """What lies below a folder; see Workshop."""
+    return {key: partial(open_or_refuse, folder, key, opener, state, false_alarm) for key in find(folder)}
+
+
+def open_or_refuse(folder: Path, key: Key, opener: Opener, state: Path | None, false_alarm: float) -> Opened | str:
+    """One artifact below a folder, or why it is refused, which the log says too; blocks.
+
+    DeviceUnavailable where the device isn't there: that is no fault of the artifact, and the service ends.
+    """
+    name, version = key
+    try:
+        opened = open_artifact(folder / name / str(version), opener, state, false_alarm)
+        if (opened.found.manifest.name, opened.found.manifest.version) != key:
+            said = f"{opened.found.manifest.name}/{opened.found.manifest.version}"
+            raise ArtifactRefused(f"manifest.json says that this is {said}")
+    except DeviceUnavailable:
+        raise
+    except Exception as error:
+        known = isinstance(error, ArtifactRefused)
+        reason = str(error) if known else "it could not be opened; the service's log says why"
+        log.error("refused %s/%s: %s", name, version, reason, exc_info=None if known else error)
+        return reason
+    return opened
+
+
+def find(folder: Path) -> list[Key]:
     """The names and versions of the artifacts below a folder."""
     manifests = folder.glob(f"*/*/{artifact.MANIFEST}")
     parts = [(path.parent.parent.name, path.parent.name) for path in manifests]
@@ -303,10 +346,13 @@ def find(folder: Path) -> list[tuple[str, int]]:
 
 async def load(folder: Path, workshop: Workshop) -> Model:
     """Read, open, verify and warm one artifact, off the event loop. Its doors are not served yet."""
-    found, engine, costs = await asyncio.to_thread(_open, folder, workshop.open_engine)
-    manifest = found.manifest
-    digest = artifact.describe(folder / artifact.MANIFEST).sha256
-    stands = await asyncio.to_thread(footing.find, found, digest, workshop.state, workshop.false_alarm)
+    work = partial(open_artifact, folder, workshop.open_engine, workshop.state, workshop.false_alarm)
+    return put_up(await asyncio.to_thread(work), workshop)
+
+
+def put_up(opened: Opened, workshop: Workshop) -> Model:
+    """A model of what was opened, with a door to each of its graphs, which is not served yet."""
+    manifest, engine, costs = opened.found.manifest, opened.engine, opened.costs
     done: list[Work] = [GraphWork(graph, engine) for graph in manifest.graphs.values()]
     done.append(Appraising(engine, manifest))
     doors = {
@@ -322,14 +368,17 @@ async def load(folder: Path, workshop: Workshop) -> Model:
         )
         for work in done
     }
-    return Model(manifest, engine, doors, found.golden, digest, stands)
+    return Model(manifest, engine, doors, opened.found.golden, opened.digest, opened.footing)
 
 
-def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, Cost]]:
+def open_artifact(folder: Path, opener: Opener, state: Path | None = None, false_alarm: float = 0.0) -> Opened:
+    """Read, open, verify and warm one artifact; blocks. What can be wrong with it is ArtifactRefused."""
     found = artifact.read(folder)
     engine = opener(found)
     costs = {name: works.cost(found, engine, name) for name in found.manifest.graphs}
-    return found, engine, costs | {SCORE: works.cost(found, engine, "elbo")}
+    costs[SCORE] = works.cost(found, engine, "elbo")
+    digest = artifact.describe(folder / artifact.MANIFEST).sha256
+    return Opened(found, engine, costs, digest, footing.find(found, digest, state, false_alarm))
 
 
 @asynccontextmanager

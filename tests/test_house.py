@@ -39,6 +39,7 @@ ARROWS = {
     "settings": set[str](),
     "metrics": set[str](),
     "logs": set[str](),
+    "workers": LEAVES | {"settings", "metrics", "models", "engine", "lanes", "footing", "door"},
     "http": LEAVES | {"operations", "models", "footing", "door"},
     "http.telemetry": LEAVES | {"operations", "models", "door", "metrics"},
     "http.health": LEAVES | {"models", "door", "metrics"},

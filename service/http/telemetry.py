@@ -133,7 +133,7 @@ class Telemetry:
                 headers = list(message.get("headers", []))
                 headers.append((b"x-request-id", visit.id.encode()))
                 headers.append((b"server-timing", visit.timing(time.perf_counter() - visit.arrived).encode()))
-                if self._books.door.state != "open" and not any(name == b"connection" for name, _ in headers):
+                if self._books.door.parting and not any(name == b"connection" for name, _ in headers):
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             await send(message)

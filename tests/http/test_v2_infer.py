@@ -569,7 +569,9 @@ def test_the_protocol_is_a_function_of_bytes() -> None:
         content, int(headers[LENGTH]), [Tensor("inputs", "UINT8", (-1, 8, 8))], Limits(1000, 64, 9, 9, 99)
     )
     np.testing.assert_array_equal(asked.inputs["inputs"], ROWS, strict=True)
-    found = answer.flat({"elbo": np.array([1.5, np.nan]), "kl": None, "draws": 3, "scores": {"kl": {"value": ROWS}}})
+    found = answer.flat(
+        {"elbo": np.array([1.5, np.nan]), "kl": None, "draws": 3, "scores": {"kl": {"value": ROWS}}}, asked
+    )
     length, body = answer.write("tiny", "1", asked, found.scalars, answer.chosen(found, asked))
     response = httpx.Response(200, content=body, headers={"content-type": "application/json"})
     head, tensors = opened(response)
