@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
             if end < 0:
                 return
             head = bytes(self._kept[:end]).lower()
-            _, _, length = head.partition(b"content-length:")
+            _, _, length = head.partition(b"\r\ncontent-length:")  # not the one of inference-header-
             self._head, self._size = end, end + len(END) + int(length.split(b"\r\n")[0] or 0)
         if len(self._kept) >= self._size and self._answer and not self._answer.done():
             head, body = bytes(self._kept[: self._head]), bytes(self._kept[self._head + len(END) : self._size])

@@ -35,7 +35,10 @@ HEAVY, TINY = 0.010, 1  # seconds that a lone request takes at the least; draws 
 
 @dataclass
 class Seen:
-    """What an open loop has seen: statuses, seconds of those answered, what Retry-After said."""
+    """What an open loop has seen: statuses, seconds of those answered, what Retry-After said.
+
+    lag is how late requests were sent, in seconds: where it is large, it is the client that can't keep up.
+    """
 
     sent: int = 0
     lost: int = 0
@@ -44,22 +47,28 @@ class Seen:
     refused: list[float] = field(default_factory=list)
     told: list[float] = field(default_factory=list)
     untold: int = 0
+    lag: list[float] = field(default_factory=list)
 
 
 def report(server: Running, seconds: float, deadline_ms: int) -> None:
     """Measure with requests of 10 ms and more, and with tiny ones; print both."""
-    uvloop.run(_report(server.port, seconds, deadline_ms / 1e3))
+    uvloop.run(_report(server, seconds, deadline_ms / 1e3))
 
 
-async def _report(port: int, seconds: float, deadline: float) -> None:
+async def _report(server: Running, seconds: float, deadline: float) -> None:
+    port = server.port
     draws = await heavy(port)
     for name, wanted in ((f"{draws} draws", draws), ("tiny", TINY)):
         ask = asked(wanted, deadline)
         alone = await closed(port, asked(wanted, PATIENT), 1, 2.0)
         capacity = await closed(port, asked(wanted, PATIENT), CALLERS, max(3.0, seconds / 4))
         print(f"\n## {name}: alone {1e3 / alone:.1f} ms, capacity {capacity:,.0f} requests/s, deadline {deadline:g} s")
+        before, started = server.cpu() + time.process_time(), time.perf_counter()
         seen = await opened(port, ask, TIMES * capacity, seconds)
+        took = time.perf_counter() - started
         described(seen, capacity, deadline, seconds)
+        cores = (server.cpu() + time.process_time() - before) / took
+        print(f"requests were sent late by {percentiles(seen.lag)}; server and client had {cores:.1f} cores")
         await trusted(port, ask, seen)
 
 
@@ -93,7 +102,8 @@ async def closed(port: int, ask: Ask, callers: int, seconds: float) -> float:
         nonlocal done
         connection = await Connection.open(port)
         while time.perf_counter() < started + seconds:
-            done += (await connection.ask(request)).status == 200
+            reply = await connection.ask(request)
+            done += reply.status == 200  # not in the same line: `done` would be read before the others have added
         connection.leave()
 
     await asyncio.gather(*(caller() for _ in range(callers)))
@@ -129,6 +139,7 @@ async def opened(port: int, ask: Ask, rate: float, seconds: float) -> Seen:
     began = at = time.perf_counter()
     while (now := time.perf_counter()) < began + seconds:
         while at <= now:
+            seen.lag.append(now - at)
             at += generator.expovariate(rate)
             seen.sent += 1
             if len(flying) >= MOST:

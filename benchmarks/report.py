@@ -108,7 +108,7 @@ def table(found: Found) -> str:
                 f"{median(load.rate for load in seen):,.0f}",
                 f"{median(load.p50 for load in seen) * 1e3:.2f}",
                 f"{median(load.p99 for load in seen) * 1e3:.2f}",
-                f"{median(load.cpu / load.requests for load in seen) / cell.rows * 1e6:,.0f}",
+                f"{median(load.cpu / max(1, load.requests) for load in seen) / cell.rows * 1e6:,.0f}",
                 f"{found.memory[cell][name]:.0f}",
             )
             lines.append(f"| {' | '.join(cells)} |")
@@ -127,7 +127,9 @@ def verdict(cell: Cell, loads: Mapping[str, Sequence[Load]]) -> str:
     if not mine or not others:
         return ""
     us, them = (max(group, key=lambda name: rows(cell, group[name])) for group in (mine, others))
-    ratio = rows(cell, mine[us]) / rows(cell, others[them])
+    if not rows(cell, mine[us]) and not rows(cell, others[them]):
+        return f"{cell}: nobody answered in time"
+    ratio = rows(cell, mine[us]) / max(rows(cell, others[them]), 1e-9)
     (low, high), most = spread(cell, mine[us]), max(spread(cell, seen)[1] for seen in others.values())
     least = spread(cell, others[them])[0]
     clear = low > most if ratio > 1 else high < least

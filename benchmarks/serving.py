@@ -19,7 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from service.artifact import Array
 from service.noise import bank
 
 RESULTS = Path(__file__).parent / "results" / "serving.md"
+SUBJECTS = servers.ROOT / "runs" / "subjects"  # kept: the convolutions take two minutes to export
 TOLERANCE = 1e-6  # of an ELBO, relative: sums of float32 terms
 MODELS = ("mlp", "conv")
 SERVERS = (servers.OURS, *servers.PEERS)
@@ -91,24 +92,36 @@ class Found:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the tables."""
     asked = parser().parse_args(arguments)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cores])
     plan = Plan(asked.repeats, asked.seconds, asked.starts, binary=asked.binary)
     if asked.quick:
         plan = Plan(repeats=2, seconds=1.0, starts=1, warm=0.5, binary=asked.binary)
     kinds = [servers.kind(name, asked.ours) for name in asked.servers]
-    cells = [cell for cell in CELLS if {cell.scenario, str(cell)} & set(asked.only or (cell.scenario,))]
-    pieces = [report.heading(plan.repeats, plan.seconds, plan.binary, kinds)]
-    for name in asked.models:
-        with subject(name) as (folder, found):
-            measured = measure(folder, found, kinds, cells, plan)
-        pieces.append(report.tables(measured))
-    if asked.three:
-        pieces.append(report.three(three_models(plan.starts)))
+    cells = [cell for cell in CELLS if not asked.only or {cell.scenario, str(cell)} & set(asked.only)]
+    with on_cores(asked.cores):
+        pieces = [report.heading(plan.repeats, plan.seconds, plan.binary, kinds)]
+        for name in asked.models:
+            with subject(name) as (folder, found):
+                pieces.append(report.tables(measure(folder, found, kinds, cells, plan)))
+        if asked.three:
+            pieces.append(report.three(three_models(plan.starts)))
     text = "\n".join(pieces)
     print(text)
     if asked.write:
         RESULTS.write_text(text)
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Keep this process, and all that it starts, to so many cores, where the system can."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 # ---------------------------------------------------------------- what is served
@@ -124,12 +137,13 @@ def subject(name: str) -> Iterator[tuple[Path, Subject]]:
 
 
 def make(name: str, models: Path) -> Path:
-    """Export a subject, or copy an artifact, into a folder of models."""
-    if name in MODELS:
+    """Copy an artifact into a folder of models; one of ours is exported where it has not been yet, into runs/."""
+    there = Path(name).resolve()
+    if name in MODELS and not (there := SUBJECTS / name / "1").exists():
         from benchmarks import subjects  # it imports the trainer
 
-        return {"mlp": subjects.mlp, "conv": subjects.conv}[name](models)
-    there = Path(name).resolve()
+        say(f"{name} is exported to {SUBJECTS}; this happens once")
+        there = {"mlp": subjects.mlp, "conv": subjects.conv}[name](SUBJECTS)
     return Path(shutil.copytree(there, models / there.parent.name / there.name))
 
 
@@ -143,92 +157,109 @@ def opened(folder: Path) -> Subject:
 # ---------------------------------------------------------------- measuring
 
 
-def measure(models: Path, found: Subject, kinds: Sequence[Kind], cells: Sequence[Cell], plan: Plan) -> Found:
+@dataclass(frozen=True)
+class Bench:
+    """One model as it is measured: its files, its graph in process, what is asked for, and what was found."""
+
+    models: Path
+    file: Path
+    noise: Path
+    graph: Graph
+    subject: Subject
+    plan: Plan
+    found: Found
+
+    def asked(self, kind: Kind, x: Array, form: str) -> Ask:
+        """The request for some rows in the form that a server takes."""
+        if kind.ours:
+            return asks.to_us(x, form, self.plan.binary, self.subject)
+        return asks.to_peer(x, form, kind.name)
+
+    def started(self, kind: Kind) -> Running:
+        """A server that has answered, started as often as is to be measured; the last one stays."""
+        say(f"{self.subject.name}: {kind.name} starts")
+        one = self.subject.some(1)
+        ask = self.asked(kind, one, "json")
+        times = self.found.starts[kind.name] = []
+        for start in range(self.plan.starts):
+            server = servers.start(kind, self.models, self.file, self.noise)
+            try:
+                times.append(until_first(server, ask))
+                check(server, ask, self.graph.elbo(one))
+            except BaseException:
+                server.end()
+                raise
+            if start < self.plan.starts - 1:
+                server.end()
+        busy, memory = idle(server, min(1.0, self.plan.seconds / 2)), server.memory()
+        self.found.idle[kind.name] = memory, busy
+        server.pause()
+        return server
+
+    def fill(self, cell: Cell, running: Mapping[str, Running]) -> None:
+        """One cell: everyone in turn, again and again, in another order each time."""
+        x, best = self.subject.some(cell.rows), self.subject.some(self.found.peaks[2][1])
+        wanted = {name: self.asked(server.kind, x, cell.form) for name, server in running.items()}
+        loads = self.found.loads[cell] = {name: [] for name in running}
+        memory = self.found.memory[cell] = dict.fromkeys(running, 0.0)
+        for repeat in range(self.plan.repeats):
+            self.found.inside.setdefault(cell, []).append(self.graph.rate(best, self.plan.seconds / 4))
+            order = list(running)
+            random.Random(f"{cell} {repeat}").shuffle(order)
+            for name in order:
+                server = running[name]
+                say(f"{self.subject.name}: {cell}, {repeat + 1} of {self.plan.repeats}: {name}")
+                server.resume()
+                if not repeat:
+                    check(server, wanted[name], self.graph.elbo(x))
+                loads[name].append(run(server, wanted[name], cell, self.plan))
+                memory[name] = max(memory[name], server.memory())
+                server.pause()
+
+
+def measure(models: Path, subject: Subject, kinds: Sequence[Kind], cells: Sequence[Cell], plan: Plan) -> Found:
     """All servers in all cells for one model."""
-    file = models / found.name / str(found.version) / "elbo.onnx"
-    np.save(models.parent / f"{models.name}.npy", found.noise)
-    noise = models.parent / f"{models.name}.npy"
-    graph = Graph(file, found.noise)
-    one = found.some(1)
-    say(f"{found.name}: the graph in process")
-    short = min(0.4, plan.seconds / 4)
+    file = models / subject.name / str(subject.version) / "elbo.onnx"
+    with ExitStack() as stack:
+        noise = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "noise.npy"
+        np.save(noise, subject.noise)
+        graph = Graph(file, subject.noise)
+        bench = Bench(models, file, noise, graph, subject, plan, in_process(graph, subject, plan))
+        running = {}
+        for kind in kinds:
+            running[kind.name] = bench.started(kind)
+            stack.callback(running[kind.name].end)
+        for cell in cells:
+            bench.fill(cell, running)
+    return bench.found
+
+
+def in_process(graph: Graph, subject: Subject, plan: Plan) -> Found:
+    """The graph without a server, to begin with."""
+    say(f"{subject.name}: the graph in process")
+    one, short = subject.some(1), min(0.4, plan.seconds / 4)
     peaks = {sessions: graph.best(one, short, sessions) for sessions in (1, 2)}
     body = asks.in_json(one, draws=1, seed=asks.SEED)
-    seen = Found(found.name, graph.p50(one, 2 * short), peaks, parsing(body, one.dtype, short))
-    with ExitStack() as stack:
-        stack.callback(noise.unlink)
-        running = {kind.name: started(kind, models, file, noise, graph, found, plan, seen) for kind in kinds}
-        for server in running.values():
-            stack.callback(server.end)
-        for cell in cells:
-            fill(cell, running, graph, found, plan, seen)
-    return seen
+    return Found(subject.name, graph.p50(one, 2 * short), peaks, parsing(body, one.dtype, short))
 
 
-def started(
-    kind: Kind, models: Path, file: Path, noise: Path, graph: Graph, found: Subject, plan: Plan, seen: Found
-) -> Running:
-    """A server that has answered, started as often as is to be measured; the last one stays."""
-    say(f"{found.name}: {kind.name} starts")
-    one = found.some(1)
-    ask = asked(kind, one, "json", plan.binary, found)
-    times = []
-    for start in range(plan.starts):
-        server = servers.start(kind, models, file, noise)
-        try:
-            times.append(until_first(server, ask))
-            check(server, ask, graph.elbo(one))
-        except BaseException:
-            server.end()
-            raise
-        if start < plan.starts - 1:
-            server.end()
-    before = server.cpu(), time.perf_counter()
-    time.sleep(min(1.0, plan.seconds / 2))
-    busy = (server.cpu() - before[0]) / (time.perf_counter() - before[1])
-    seen.starts[kind.name], seen.idle[kind.name] = times, (server.memory(), busy)
-    server.pause()
-    return server
-
-
-def fill(cell: Cell, running: dict[str, Running], graph: Graph, found: Subject, plan: Plan, seen: Found) -> None:
-    """One cell: everyone in turn, again and again, in another order each time."""
-    x = found.some(cell.rows)
-    expected = graph.elbo(x)
-    asks_of = {name: asked(server.kind, x, cell.form, plan.binary, found) for name, server in running.items()}
-    loads = seen.loads[cell] = {name: [] for name in running}
-    memory = seen.memory[cell] = {}
-    for repeat in range(plan.repeats):
-        batch = seen.peaks[2][1]
-        seen.inside.setdefault(cell, []).append(graph.rate(found.some(batch), plan.seconds / 4))
-        order = list(running)
-        random.Random(f"{cell} {repeat}").shuffle(order)
-        for name in order:
-            server = running[name]
-            say(f"{found.name}: {cell}, {repeat + 1} of {plan.repeats}: {name}")
-            server.resume()
-            if not repeat:
-                check(server, asks_of[name], expected)
-            loads[name].append(run(server, asks_of[name], cell, plan))
-            memory[name] = max(memory.get(name, 0.0), server.memory())
-            server.pause()
+def idle(server: Running, seconds: float) -> float:
+    """The cores that a server keeps busy while nobody asks."""
+    before, started = server.cpu(), time.perf_counter()
+    time.sleep(seconds)
+    return (server.cpu() - before) / (time.perf_counter() - started)
 
 
 def run(server: Running, ask: Ask, cell: Cell, plan: Plan) -> Load:
-    """Warm up, then a measured closed loop, long enough for some answers; SystemExit where one was refused."""
+    """Warm up, then a measured closed loop, longer for slow answers; SystemExit where one was refused."""
     warm = load.wrk(server.port, ask, cell.connections, plan.warm)
-    long = min(5 * plan.seconds, max(plan.seconds, 16 * cell.connections / max(warm.rate, 0.1)))
+    long = min(5 * plan.seconds, max(plan.seconds, 32 * cell.connections / max(warm.rate, 0.1)))
     before = server.cpu()
     seen = replace(load.wrk(server.port, ask, cell.connections, long), cpu=server.cpu() - before)
-    if seen.failed or not seen.requests:
+    if seen.failed:
         said = f"{seen.failed} of {seen.requests} requests failed under load"
         raise SystemExit(f"{server.kind.name}, {cell}: {said}\n{server.said()}")
     return seen
-
-
-def asked(kind: Kind, x: Array, form: str, binary: str, found: Subject) -> Ask:
-    """The request for some rows in the form that a server takes."""
-    return asks.to_us(x, form, binary, found) if kind.ours else asks.to_peer(x, form, kind.name)
 
 
 def until_first(server: Running, ask: Ask) -> float:

@@ -136,7 +136,7 @@ def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
         app.include_router(openapi.router(desk, tag, operations))
     app.include_router(catalogue.router(desk))
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
-    openapi.install(app, desk, chain.from_iterable(tagged.values()))
+    openapi.install(app, desk, chain.from_iterable(tagged.values()), {"infer": v2.example})
     return {operation.name: operation for operation in chain.from_iterable(tagged.values())}
 
 

@@ -21,7 +21,7 @@ FEWEST_FRAMED = 16  # below this many draws a frame has too few to balance, and 
 SEEDS = 2**53  # seeds are integers that every JSON reader holds exactly
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Bank:
     """The noise of one estimator: standard normal draws and the groups whose spread is its error.
 

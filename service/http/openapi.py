@@ -142,8 +142,13 @@ def _query(operation: Operation[Any]) -> list[dict[str, Any]]:
     return parameters
 
 
-def install(app: FastAPI, desk: Desk, operations: Iterable[Operation[Any]]) -> None:
-    """Serve the schema and its page. What depends on the models is made anew at each request."""
+def install(
+    app: FastAPI, desk: Desk, operations: Iterable[Operation[Any]], bodies: Mapping[str, Callable[[Model], Any]]
+) -> None:
+    """Serve the schema and its page. What depends on the models is made anew at each request.
+
+    bodies makes a model's example for what isn't an operation of ours, by the end of its path.
+    """
     named = {operation.name: operation for operation in operations}
     answers = Answers(desk)
 
@@ -154,13 +159,16 @@ def install(app: FastAPI, desk: Desk, operations: Iterable[Operation[Any]]) -> N
     @app.get(SCHEMA, include_in_schema=False)
     async def openapi(request: Request) -> Response:
         request.scope["visit"].operation = "openapi"
-        return Response(dumps(await _schema(made(), answers, named)), media_type=JSON)
+        return Response(dumps(await _schema(made(), answers, named, bodies)), media_type=JSON)
 
     _serve_page(app)
 
 
 async def _schema(
-    made: Mapping[str, Any], answers: Answers, operations: Mapping[str, Operation[Any]]
+    made: Mapping[str, Any],
+    answers: Answers,
+    operations: Mapping[str, Operation[Any]],
+    bodies: Mapping[str, Callable[[Model], Any]],
 ) -> dict[str, Any]:
     """The whole schema, with the names that are served and examples that they answer."""
     schema: dict[str, Any] = copy.deepcopy(dict(made))  # what follows changes it, and it shares parts with the routes
@@ -174,6 +182,9 @@ async def _schema(
         if operation := operations.get(path.rpartition("/")[2]):
             item["post"]["parameters"] += [TIMEOUT, *_query(operation)]
             await _exemplify(item["post"], operation, answers, deadline)
+        elif body := bodies.get(path.rpartition("/")[2]):
+            item["post"]["parameters"] += [TIMEOUT]
+            _show(item["post"], body, answers.desk.models.all())
         schemas |= _definitions(item)
     return schema
 
@@ -224,14 +235,19 @@ def _parameters(path: str, models: Models) -> list[dict[str, Any]]:
 async def _exemplify(post: dict[str, Any], operation: Operation[Any], answers: Answers, deadline: float) -> None:
     """Give an operation a body for each model small enough to show, and what the smallest answers to its own."""
     offered = [model for model in answers.desk.models.all() if not operation.withheld(model.manifest)]
-    shown = [model for model in offered if model.manifest.dimensions <= MOST_SHOWN]
-    if not shown:
-        return
-    shown.sort(key=lambda model: model.manifest.dimensions)
-    examples = {model.manifest.name: {"value": example(operation.name, model)} for model in shown}
-    post["requestBody"]["content"][JSON]["examples"] = examples
-    if not operation.changes and (answer := await answers.get(operation, shown[0], deadline)):
+    shown = _show(post, lambda model: example(operation.name, model), offered)
+    if shown and not operation.changes and (answer := await answers.get(operation, shown[0], deadline)):
         post["responses"]["200"]["content"][JSON]["example"] = answer
+
+
+def _show(post: dict[str, Any], body: Callable[[Model], Any], offered: Iterable[Model]) -> list[Model]:
+    """Give a page a body for each model small enough to show; those models, the smallest first."""
+    shown = [model for model in offered if model.manifest.dimensions <= MOST_SHOWN]
+    shown.sort(key=lambda model: model.manifest.dimensions)
+    if shown:
+        examples = {model.manifest.name: {"value": body(model)} for model in shown}
+        post["requestBody"]["content"][JSON]["examples"] = examples
+    return shown
 
 
 @dataclass(slots=True)

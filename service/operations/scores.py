@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +148,6 @@ def post_score(
     by = model.kept(seed, draws, errand.served)
     if by is None or draws > door.size:
         return None
-    door.check()
     x = admit(inputs, model.manifest)
 
     def told(answer: Answer | Problem) -> None:
@@ -163,7 +163,7 @@ def post_score(
 
 def _judged(model: Model, x: Array, by: Yardstick, found: Arrays, rule: Rule) -> Score:
     """A score from what an appraisal found, by a rule."""
-    facts = _facts(model, by)
+    facts = _facts(model.calibrated, by)
     standings = _stand(found, by, rule)
     p = standings[facts.score].p_value if facts.score and facts.score in standings else None
     flags, facts = _decide(p, facts, rule)
@@ -212,9 +212,10 @@ async def measure(
     return await off_loop(len(x) * bank.draws, lambda: appraisal.measure(outputs, posterior, bank))
 
 
-def _facts(model: Model, by: Yardstick) -> Calibrated:
-    """What p-values of this bank's scores rest on, or why there are none."""
-    used, references = model.calibrated, model.references
+@lru_cache(maxsize=64)  # the same are asked for over and over; both compare by identity
+def _facts(used: noise.Bank | None, by: Yardstick) -> Calibrated:
+    """What p-values of a bank's scores rest on, or why there are none; used is the bank of the calibration."""
+    references = by.references
     if used is None or references is None:
         return Calibrated(None, None, None, None, UNCALIBRATED)
     reason = None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from benchmarks import load, mixture, servers, serving, soak
+from benchmarks import load, mixture, overload, servers, serving, soak
 from benchmarks.client import Connection, Reply, written
 from benchmarks.load import Ask
 from benchmarks.mixture import Case
@@ -63,6 +64,32 @@ def test_a_soak_counts_what_is_wrong(server: Running) -> None:
     wrong = [Case("bytes", SCORE, answer=b"{}", request=right.request), Case("status", BAD, 200, request=written(BAD))]
     seen = asyncio.run(soak.soak(server, wrong, 60, 3))
     assert {fault.partition(":")[0] for fault in seen.faults} == {"bytes", "status"}
+
+
+def test_capacity_counts_every_answer(server: Running) -> None:
+    """What four callers together were answered is what the service counts; a refusal is no answer."""
+    before, started = answers(server), time.perf_counter()
+    rate = asyncio.run(overload.closed(server.port, SCORE, 4, 0.3))
+    assert rate * (time.perf_counter() - started) >= answers(server) - before > 4
+    assert asyncio.run(overload.closed(server.port, BAD, 2, 0.05)) == 0
+
+
+def answers(server: Running) -> float:
+    """Scores of tiny that the service has answered with 200."""
+    said = load.send(server.port, Ask("/metrics", {}, b""))[2].decode()
+    name = 'vae_serve_requests_total{model="tiny",operation="score",status="200"} '
+    return sum(float(line.removeprefix(name)) for line in said.splitlines() if line.startswith(name))
+
+
+def test_overload_tells_goodput_from_lateness(capsys: pytest.CaptureFixture[str]) -> None:
+    """An answer after its deadline is none."""
+    seen = overload.Seen(sent=100, times=[0.1] * 8 + [0.9] * 2, statuses=Counter({200: 10, 503: 90}), told=[1.0, 3.0])
+    overload.described(seen, capacity=1.0, deadline=0.5, seconds=10.0)
+    said = capsys.readouterr().out
+    assert "goodput 0.8/s, 80% of capacity" in said
+    assert "2 of them late" in said
+    assert "503 90.0%" in said
+    assert "Retry-After 1 to 3 s" in said
 
 
 def test_a_first_answer_that_is_wrong_ends_it(server: Running) -> None:

@@ -451,6 +451,12 @@ async def test_the_protocol_is_on_the_page(house: House) -> None:
         for status in ("400", "404", "413", "415", "422", "429", "500", "503"):
             (form,) = post["responses"][status]["content"]
             assert form == "application/json"
+        assert "X-Timeout-Ms" in [parameter["name"] for parameter in post["parameters"]]
+        examples = post["requestBody"]["content"]["application/json"]["examples"]
+        assert {"tiny", "mnist", "diabetes", "breast-cancer-missing"} <= set(examples)
+        for name, example in examples.items():
+            head, found = opened(await house.client.post(f"/v2/models/{name}/infer", json=example["value"]))
+            assert (head["id"], list(found)) == ("1", ["elbo", "kl"])
     told = await got(house, ROOT)
     schema = page["components"]["schemas"]
     reference = paths[roots[0]]["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]

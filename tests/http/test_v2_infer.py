@@ -506,6 +506,59 @@ async def test_an_answer_without_outputs_is_json(house: House) -> None:
     assert "elbo" in found
 
 
+async def test_the_lane_answers_as_the_app_does(house: House, address: str) -> None:
+    """Over a socket inferences are met in the protocol itself: the same statuses, headers and bytes, right or wrong."""
+    bodies: list[tuple[str, bytes, dict[str, str]]] = []
+    for body, _ in BAD.values():
+        bodies.append(("tiny", json.dumps(body).encode(), {}))
+    for changes, buffer, length in FRAMES.values():
+        content, headers = framed({"inputs": [binary(ROWS, **changes)]}, buffer)
+        bodies.append(("tiny", content, headers if length in ("", "-") else {} if length is None else {LENGTH: length}))
+    content, headers = framed({"id": "a", "inputs": [binary(ROWS)]}, ROWS.tobytes())
+    explained = {"inputs": [tensor(ROWS)], "parameters": {"binary_data_output": True, "explain": True}}
+    hurried = {"inputs": [tensor(ROWS)], "parameters": {"timeout": 20_000_000}}
+    bodies += [
+        ("tiny", content, headers),
+        ("tiny", content, headers | {"accept-encoding": "gzip"}),
+        ("tiny", gzip.compress(content), headers | {"content-encoding": "gzip"}),
+        ("tiny", ROWS[:1].tobytes(), {LENGTH: "0"}),
+        ("tiny", json.dumps(explained).encode(), {}),
+        ("tiny", json.dumps(hurried).encode(), {}),
+        ("tiny/versions/1", content, headers),
+        ("tiny/versions/9", content, headers),
+        ("tiny.encode", content, headers),
+        ("tiny.dream", content, headers),
+        ("nobody", content, headers),
+        ("tiny", content, headers | {"x-timeout-ms": "soon"}),
+        ("tiny", content, headers | {"content-encoding": "br"}),
+    ]
+    async with httpx.AsyncClient(base_url=address, headers={"accept-encoding": "identity"}) as socket:
+        for model, content, headers in bodies:
+            headers = {"accept-encoding": "identity", **headers}
+            url = f"/v2/models/{model}/infer"
+            over_lane = await socket.post(url, content=content, headers=headers)
+            over_app = await house.client.post(url, content=content, headers=headers)
+            kept = ("content-type", "content-encoding", "vary", LENGTH, "retry-after")
+            assert [over_lane.headers.get(name) for name in kept] == [over_app.headers.get(name) for name in kept]
+            assert (over_lane.status_code, over_lane.content) == (over_app.status_code, over_app.content)
+
+
+async def test_what_the_lane_leaves_to_the_app_is_answered(address: str) -> None:
+    """A body in chunks, whose length nobody knows before, and another method; on one connection."""
+    content, headers = framed({"inputs": [binary(ROWS)]}, ROWS.tobytes())
+
+    async def chunks() -> Any:
+        for start in range(0, len(content), 50):
+            yield content[start : start + 50]
+
+    async with httpx.AsyncClient(base_url=address) as client:
+        for _ in range(2):
+            whole = await client.post("/v2/models/tiny/infer", content=content, headers=headers)
+            parts = await client.post("/v2/models/tiny/infer", content=chunks(), headers=headers)
+            assert opened(parts)[1]["elbo"].tolist() == opened(whole)[1]["elbo"].tolist()
+            error(await client.get("/v2/models/tiny/infer"), 405)
+
+
 def test_the_protocol_is_a_function_of_bytes() -> None:
     """read and write need no request: a lane below HTTP's framework can call them."""
 

@@ -18,16 +18,19 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from service.http import scores
 from service.http.exchange import Desk, Operation
-from service.http.v2 import routes
+from service.http.v2 import pages, routes
 from service.http.v2.infer import Window
 from service.http.v2.job import Finder
-from service.http.v2.served import Shelf
+from service.http.v2.served import DEFAULT, Shelf, describe
 from service.http.v2.tally import Tally
 from service.metrics import Metrics
+from service.models import Model
 
-__all__ = ["Finder", "router", "window"]
+__all__ = ["Finder", "example", "router", "window"]
 
+SCORE = {operation.name: operation for operation in scores.OPERATIONS}[DEFAULT]
 Reasons = Callable[[], list[str]]
 
 
@@ -40,3 +43,8 @@ def window(desk: Desk, operations: Iterable[Operation[Any]], metrics: Metrics) -
 def router(window: Window, faults: Reasons, unready: Reasons) -> APIRouter:
     """Every path under /v2; faults and unready say why the service isn't live or ready."""
     return routes.router(window, faults, unready)
+
+
+def example(model: Model) -> dict[str, Any]:
+    """A body that an artifact's bare name answers."""
+    return pages.example(describe(model.manifest.name, model, SCORE))

@@ -34,6 +34,7 @@ class Inferred(Job):
         if operation.quick is None or not small or heard.content_encoding or heard.accept_encoding:
             return None
         started = time.perf_counter()
+        served.model.check()
         wanted = parsed(content, None, heard.tensors_after, served, desk.limits)
         held.resize(wanted.nbytes)
         self._visit.parse = time.perf_counter() - started

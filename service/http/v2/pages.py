@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.http.openapi import COMPONENTS, STATUSES
 from service.http.v2.infer import BINARY
+from service.http.v2.served import Served
 from service.http.wire import JSON
 
 Datatype = Literal[
@@ -147,30 +148,32 @@ class Parameters(BaseModel):
 
 
 class Input(BaseModel):
-    """A tensor that is sent: its data, or as the parameter `binary_data_size` of how many bytes its buffer is."""
+    """A tensor: its data, or of how many bytes its buffer is."""
 
-    name: str
-    shape: list[int]
-    datatype: Datatype
-    parameters: dict[str, str | float | bool] | None = None
-    data: list[Any] | None = Field(None, description="nested or flat, row-major")
+    name: str = Field(description="as the model's metadata lists it")
+    shape: list[int] = Field(description="of all of it, the rows first")
+    datatype: Datatype = Field(description="sent: any of numbers that the event's dtype can hold exactly")
+    parameters: dict[str, int] | None = Field(None, description="`binary_data_size`, where its buffer follows the JSON")
+    data: list[Any] | None = Field(
+        None, description="row-major; sent nested or flat, answered flat; null for what can't be given or is missing"
+    )
 
 
 class WantedOutput(BaseModel):
     """An output that is asked for."""
 
-    name: str
-    parameters: dict[str, bool] | None = Field(None, description="`binary_data`")
+    name: str = Field(description="one of the metadata's, or one that comes only when it is asked for: docs/oip.md")
+    parameters: dict[str, bool] | None = Field(None, description="`binary_data`: whether its buffer follows the JSON")
 
 
 class Asked(BaseModel):
     """A request; buffers may follow it, and then the header Inference-Header-Content-Length says where they begin."""
 
-    id: str | None = None
+    id: str | None = Field(None, description="comes back with the answer")
     parameters: dict[str, str | float | bool] | None = Field(
-        None, description="the operation's fields; `timeout` in µs; `binary_data_output`"
+        None, description="the operation's fields as on /v1; `timeout` in µs; `binary_data_output`: all in binary"
     )
-    inputs: list[Input]
+    inputs: list[Input] = Field(description="those of the model's metadata; buffers lie in their order")
     outputs: list[WantedOutput] | None = Field(None, description="which, in this order; default: those of the metadata")
 
 
@@ -181,11 +184,11 @@ class Output(Input):
 class Answered(BaseModel):
     """An answer; buffers follow where any output is binary."""
 
-    model_name: str
-    model_version: str
-    id: str | None = None
+    model_name: str = Field(description="as it was asked for")
+    model_version: str = Field(description="the version that answered")
+    id: str | None = Field(None, description="the request's")
     parameters: dict[str, str | float | bool] | None = Field(None, description="the operation's scalars")
-    outputs: list[Output]
+    outputs: list[Output] = Field(description="in the order asked for, else the metadata's")
 
 
 def answers(model: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -195,6 +198,14 @@ def answers(model: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _refusal(status: int) -> dict[str, Any]:
     return {"description": STATUSES[status], "model": Error}
+
+
+def example(model: Served) -> dict[str, Any]:
+    """A body that a model answers: its first golden row."""
+    (tensor,), x = model.inputs, model.model.golden["encoder.x"][:1]
+    data = [None if value != value else value for value in x.reshape(-1).tolist()]  # NaN is no JSON, and a hole is null
+    rows = {"name": tensor.name, "shape": list(x.shape), "datatype": tensor.datatype, "data": data}
+    return {"id": "1", "inputs": [rows], "outputs": [{"name": "elbo"}, {"name": "kl"}]}
 
 
 def infer() -> dict[str, Any]:
