@@ -1,7 +1,7 @@
-"""Tables: several small VAEs and kernels fitted to a table's rows, and a bound on the evidence of their mixture.
+"""Tables: small VAEs and kernels fitted to a table's rows; a bound on the evidence of their mixture, and a surprise.
 
-Knows no file, no graph and no label. What a member is, `members` and `kernels` say; here are their weights in the
-mixture, which the normal rows decide.
+Knows no file, no graph and no label. What a member is, `members` and `kernels` say; here is what they say together,
+and how much each counts, which normal rows decide that it wasn't fitted to.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from training.config import Unusable
 from training.tables import kernels, members
 from training.tables.kernels import Kernels
-from training.tables.members import ColumnNormal, EvenNormal, Recipe, Stack
+from training.tables.members import Recipe, Stack
 
 __all__ = ["RECIPE", "Doubles", "Member", "Recipe", "Table", "fit"]
 
@@ -23,50 +24,61 @@ Doubles = NDArray[np.float64]
 
 FEWEST = 8  # rows to fit
 NARROWEST = 1e-12  # deviation of a column, against its largest value, below which it is constant
+SLOPE = 1e-3  # of a surprise in a bound, in standard deviations, where no held-out row's bound is passed
 RECIPE = Recipe()
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What is known of a member, in nats a row, and its part of its kind.
+    """What is known of a member: its bounds of rows that it wasn't fitted to, ascending, (rows,), in nats.
 
-    held_out: the mean bound of rows that it wasn't fitted to. spread: the standard deviation of its bound over the
-    same rows. Over fitted rows members hardly differ; rows that surprise a member are rows that it wasn't fitted to.
+    Over fitted rows members hardly differ; rows that surprise a member are rows that it wasn't fitted to.
     """
 
-    held_out: float
-    spread: float
-    part: float = 1.0
+    held_out: Doubles
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the bounds; 0 is taken for 1."""
+        return float(self.held_out.std()) or 1.0
+
+    def surprises(self, bounds: Doubles) -> Doubles:
+        """−Φ⁻¹(p) of bounds, (n,), p their place among the held-out ones: a standard normal for rows like those.
+
+        Beyond all of the held-out rows p is level; a slight slope keeps stranger rows apart.
+        """
+        place = (np.searchsorted(self.held_out, bounds, "right") + 0.5) / (len(self.held_out) + 1)
+        return np.asarray(-ndtri(place) - SLOPE * (bounds - self.held_out.mean()) / self.spread, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Fitted members: a bound on the log evidence of a row under their mixture. Columns: (D,) all of them.
+    """Fitted members: a bound on the log evidence of a row under their mixture, and how surprising it is to them.
 
-    centre and deviation standardise; a column that never varied among the fitted rows is divided by 1.
+    centre and deviation, (D,), standardise; a column that never varied among the fitted rows is divided by 1.
     """
 
     centre: Doubles
     deviation: Doubles
-    kinds: tuple[Stack | Kernels, ...]
+    vaes: Stack
+    kernels: tuple[Kernels, ...]
     members: tuple[Member, ...]
 
     @property
     def weights(self) -> Doubles:
-        """What each member weighs in the mixture, (members,); they sum to 1.
+        """What each member weighs in the mixture, (members,): in inverse proportion to its spread; they sum to 1.
 
-        Kinds are weighed in inverse proportion to their spreads, whatever the number of their members. Were they
-        weighed alike, the one whose bounds vary most would decide alone, and it may vary most because normal rows
-        surprise it.
+        Were members weighed alike, the one whose bounds vary most would decide alone, and it may vary most because
+        normal rows surprise it.
         """
-        inverse = np.array([member.part / member.spread for member in self.members])
+        inverse = np.array([1.0 / member.spread for member in self.members])
         return np.asarray(inverse / inverse.sum(), np.float64)
 
     def bounds(self, rows: Doubles) -> Doubles:
         """Each member's bound of each row, (members, n), in nats, against Lebesgue measure in the units of x."""
         u = torch.from_numpy((rows - self.centre) / self.deviation)
-        jacobian = -np.log(self.deviation).sum()
-        return np.asarray(np.concatenate([kind.bounds(u) for kind in self.kinds]) + jacobian, np.float64)
+        parts = [kind.bounds(u) for kind in (self.vaes, *self.kernels)]
+        return np.asarray(np.concatenate(parts) + _jacobian(self.deviation), np.float64)
 
     def score(self, rows: Doubles) -> Doubles:
         """A bound on log p(x) of each row, (n,), in nats: Σ w_i b_i(x) ≤ log Σ w_i p_i(x), by Jensen's inequality.
@@ -77,6 +89,14 @@ class Table:
         """
         return np.asarray((self.weights[:, None] * self.bounds(rows)).sum(0), np.float64)
 
+    def surprise(self, rows: Doubles) -> Doubles:
+        """How unusual each row is, (n,), without a unit: the mean of members' surprises; greater is stranger.
+
+        Every member has the same say, however its bounds are spread. To rank rows by; for evidence there is `score`.
+        """
+        found = [member.surprises(bounds) for member, bounds in zip(self.members, self.bounds(rows), strict=True)]
+        return np.asarray(np.stack(found).mean(0), np.float64)
+
 
 def fit(rows: Doubles, recipe: Recipe = RECIPE, seed: int = 0) -> Table:
     """Fit the recipe's members to a table's rows, (n, D); the same for the same seed. Unusable for too few rows."""
@@ -86,20 +106,21 @@ def fit(rows: Doubles, recipe: Recipe = RECIPE, seed: int = 0) -> Table:
     deviation = np.where(deviation > NARROWEST * np.abs(rows).max(0), deviation, 1.0)
     u = torch.from_numpy((rows - centre) / deviation)
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    vaes = [members.fit(u, kind, recipe, generator) for kind in (ColumnNormal, EvenNormal)]
-    local = [kernels.fit(u, shares, generator) for shares in (kernels.ROUND, kernels.SHAPED)]
-    kinds: list[Stack | Kernels] = [*(stack for stack, _ in vaes), *(one for one, _ in local)]
-    known = [member for _, held_out in (*vaes, *local) for member in _known(held_out)]
-    return Table(centre, deviation, tuple(kinds), tuple(known))
+    vaes, held_out = members.fit(u, recipe, torch.Generator().manual_seed(seed))
+    local = [kernels.fit(u, shares, seed) for shares in (kernels.ROUND, kernels.SHAPED)]
+    return Table(
+        centre,
+        deviation,
+        vaes,
+        tuple(one for one, _ in local),
+        tuple(
+            Member(np.sort(bounds) + _jacobian(deviation))
+            for of_kind in (held_out, *(left_out for _, left_out in local))
+            for bounds in of_kind
+        ),
+    )
 
 
-def _known(held_out: Doubles) -> list[Member]:
-    """What is known of a kind's members by their bounds of held-out rows, (members, rows).
-
-    A spread of 0 is taken for 1.
-    """
-    return [
-        Member(float(bounds.mean()), float(bounds.std()) if bounds.std() > 0 else 1.0, 1.0 / len(held_out))
-        for bounds in held_out
-    ]
+def _jacobian(deviation: Doubles) -> float:
+    """What takes a log density of standardised rows to the units of x."""
+    return -float(np.log(deviation).sum())

@@ -44,10 +44,10 @@ class Kernels:
         return together + _constant(len(self.centres), u.shape[1]) + self.log_volume
 
 
-def fit(u: Tensor, shares: tuple[float, ...], generator: torch.Generator) -> tuple[Kernels, Doubles]:
+def fit(u: Tensor, shares: tuple[float, ...], seed: int) -> tuple[Kernels, Doubles]:
     """Kernels at rows, u (n, D), of the likeliest shape, and leave-one-out log densities of some rows, (1, rows)."""
     variances, directions = torch.linalg.eigh(u.T @ u / len(u))
-    checked = torch.randperm(len(u), generator=generator)[:CHECKED]
+    checked = torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:CHECKED]
     shapes = [directions / torch.sqrt(1.0 - share + share * variances.clamp(min=0.0)) for share in shares]
     left_out = [density for shape in shapes for density in _left_out(u @ shape, checked, _log_volume(shape))]
     best = int(np.argmax([float(density.mean()) for density in left_out]))

@@ -1,4 +1,4 @@
-"""Members: small VAEs of one kind, fitted at once, each with a prior made of the rows that it was fitted to.
+"""Members: small VAEs fitted at once, each with a prior made of the rows that it was fitted to.
 
 A member's prior is the mixture of its own posteriors at exemplars, some of the rows that it was fitted to, each wider
 than the posterior by a learned factor (after Tomczak & Welling 2018, Norouzi et al. 2020). Networks and noise are those
@@ -37,9 +37,9 @@ WIDER = 2.0  # what the prior's components are wider by than the posteriors, bef
 class Recipe:
     """How a table is fitted: one recipe for all of them. docs/detection.md says how it was chosen."""
 
-    members: int = 2  # of each of the two kinds
+    members: int = 2
     hidden: int = 128
-    largest_latent: int = 32
+    largest_latent: int = 16  # latents are half of the columns, and at most as many
     smallest_scale: float = 0.05  # of p(x|z), in standard deviations of the column
     steps: int = 1200
     batch: int = 128
@@ -67,11 +67,6 @@ class ColumnNormal(Normal):
         super().__init__(np.stack((-np.ones(columns), np.ones(columns))), smallest_scale)
         self.heads = type(self).heads
 
-    @staticmethod
-    def latents(columns: int, largest: int) -> int:
-        """Half of the columns, and at most half of the most."""
-        return min(columns // 2 + 1, largest // 2)
-
     def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x, cut at ±50: q stays finite for absurd rows, and any q gives a bound."""
         return x.clamp(-FURTHEST, FURTHEST).to(dtype)
@@ -85,26 +80,6 @@ class ColumnNormal(Normal):
         """−½((x − loc)/scale)² − log scale − ½ log 2π."""
         residual = (x.to(parameters["loc"].dtype) - parameters["loc"]) / parameters["scale"]
         return -0.5 * residual * residual - torch.log(parameters["scale"]) - 0.5 * LOG_TWO_PI
-
-
-class EvenNormal(ColumnNormal):
-    """Normal of one learned scale for all columns, rows and z: as coarse in every direction, as a distance is.
-
-    What counts is how far a row is from its reconstruction, however well a single column could be told.
-    """
-
-    heads = 1
-
-    @staticmethod
-    def latents(columns: int, largest: int) -> int:
-        """As many as columns, up to the most."""
-        return min(columns, largest)
-
-    def parameters_of(self, heads: Tensor) -> Parameters:
-        """The location; scale is (D,), all the same."""
-        loc = heads[..., 0, :]
-        even = self.raw_scale.mean().expand(loc.shape[-1])
-        return {"loc": loc, "scale": torch.exp(softclip(even, *self.bounds))}
 
 
 class Bound(nn.Module):
@@ -141,7 +116,7 @@ class Bound(nn.Module):
 
 
 class Stack:
-    """Members of one kind with their weights stacked: every tensor has the members along its first axis."""
+    """Members with their weights stacked: every tensor has the members along its first axis."""
 
     def __init__(self, vaes: list[VAE], latent_size: int, exemplars: Tensor, draws: int) -> None:
         """exemplars (members, E, D); draws: how many rows are scored with."""
@@ -179,27 +154,27 @@ class Stack:
         return bank.expand(self.count, *bank.shape)
 
 
-def fit(u: Tensor, kind: type[ColumnNormal], recipe: Recipe, generator: torch.Generator) -> tuple[Stack, Doubles]:
-    """Members of a kind fitted to rows, u (n, D), and their bounds of rows that each held out, (members, rows).
+def fit(u: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Stack, Doubles]:
+    """Members fitted to rows, u (n, D), and their bounds of rows that each held out, (members, rows).
 
     Each is fitted to other rows, and keeps its weights at its highest held-out bound.
     """
     fitted, checked = _shares(u, recipe, generator)
-    stack = _stack(kind, fitted[:, : recipe.exemplars], recipe)
+    stack = _stack(fitted[:, : recipe.exemplars], recipe)
     best = _climb(stack, fitted, checked, recipe, generator)
     stack.weights = {name: value.double() for name, value in best.items()}
     return stack, stack.of_each(checked)
 
 
-def _stack(kind: type[ColumnNormal], exemplars: Tensor, recipe: Recipe) -> Stack:
+def _stack(exemplars: Tensor, recipe: Recipe) -> Stack:
     """Members with fresh weights."""
     network, columns = config.Mlp(kind="mlp", sizes=[recipe.hidden]), exemplars.shape[-1]
-    size = kind.latents(columns, recipe.largest_latent)
+    size = min(columns // 2 + 1, recipe.largest_latent)
     vaes = [
         VAE(
             Encoder(network, (columns,), size),
-            Decoder(network, (columns,), size, (kind.heads, columns)),
-            kind(columns, recipe.smallest_scale),
+            Decoder(network, (columns,), size, (ColumnNormal.heads, columns)),
+            ColumnNormal(columns, recipe.smallest_scale),
             (columns,),
         )
         for _ in range(recipe.members)
