@@ -77,8 +77,8 @@ class Table:
     def bounds(self, rows: Doubles) -> Doubles:
         """Each member's bound of each row, (members, n), in nats, against Lebesgue measure in the units of x."""
         u = torch.from_numpy((rows - self.centre) / self.deviation)
-        parts = [kind.bounds(u) for kind in (self.vaes, *self.kernels)]
-        return np.asarray(np.concatenate(parts) + _jacobian(self.deviation), np.float64)
+        parts = np.concatenate((self.vaes.bounds(u), *(one.bounds(u) for one in self.kernels)))
+        return np.asarray(parts + _jacobian(self.deviation), np.float64)
 
     def score(self, rows: Doubles) -> Doubles:
         """A bound on log p(x) of each row, (n,), in nats: Σ w_i b_i(x) ≤ log Σ w_i p_i(x), by Jensen's inequality.
