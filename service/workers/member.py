@@ -232,18 +232,23 @@ class Member:
     async def _recalibrate(self, said: dict[str, Any], models: Models) -> None:
         """Rest a model's p-values on what the state keeps for it."""
         key, state = (said["key"][0], said["key"][1]), Path(said["state"])
-        opened = self._entries[key]
-        assert isinstance(opened, Opened)
-        found = await asyncio.to_thread(footing.find, opened.found, opened.digest, state, said["false_alarm"])
-        if found and found.source == "state":
-            found = replace(found, since=found.made or found.since)
-            renewed = self._relayed(replace(opened, footing=found), said["tag"])
-            assert isinstance(renewed, Opened)
-            self._entries[key] = renewed
-            for model in models.all():
-                if (model.manifest.name, model.manifest.version) == key:
-                    models.serve(replace(model, footing=renewed.footing))
+        opened = self._entries.get(key)
+        if isinstance(opened, Opened) and opened.digest == said["digest"]:
+            found = await asyncio.to_thread(footing.find, opened.found, opened.digest, state, said["false_alarm"])
+            if found and found.source == "state":
+                found = replace(found, since=found.made or found.since)
+                self._renew(key, replace(opened, footing=found), said["tag"], models)
         self._channel.send("has", change=said["change"])
+
+    def _renew(self, key: Key, opened: Opened, tag: int, models: Models) -> None:
+        """Serve a model on another calibration; scores of the one before are nobody's from now on."""
+        before = self._entries[key]
+        if isinstance(before, Opened) and before.footing and isinstance(before.footing.watch, Relay):
+            self._relays.pop(before.footing.watch.tag, None)
+        self._entries[key] = renewed = self._relayed(opened, tag)
+        for model in models.all():
+            if (model.manifest.name, model.manifest.version) == key and isinstance(renewed, Opened):
+                models.serve(replace(model, footing=renewed.footing))
 
     # ------------------------------------------------------------ signs of life
 

@@ -71,8 +71,8 @@ class Stock:
         self.entries[key] = opened
         self.tags[key] = next(_tags) if tag is None else tag
 
-    def recalibrated(self, key: Key) -> Footing | None:
-        """The calibration that the state keeps for a model now; from here on it is the one in use."""
+    def recalibrated(self, key: Key) -> Opened | None:
+        """A model on the calibration that the state keeps for it now, if any; from here on it is the one in use."""
         opened, source = self.entries.get(key), self.source
         if not isinstance(opened, Opened) or source.state is None:
             return None
@@ -80,8 +80,15 @@ class Stock:
         if found is None or found.source != "state":
             return None
         found = replace(found, since=found.made or found.since)
-        self._put(key, replace(opened, footing=found), None)
-        return found
+        renewed = replace(opened, footing=found)
+        self._put(key, renewed, None)
+        return renewed
+
+    def adopt(self, key: Key, other: Stock) -> None:
+        """Take over the calibration that another stock has for a model, where its artifact is the same."""
+        ours, theirs = self.entries.get(key), other.entries.get(key)
+        if isinstance(ours, Opened) and isinstance(theirs, Opened) and ours.digest == theirs.digest:
+            self._put(key, replace(ours, footing=theirs.footing), other.tags[key])
 
     def see(self, tag: int, scores: Doubles) -> bool:
         """Show scores of a calibration to its watch; False where it isn't in use any more."""

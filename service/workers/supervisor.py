@@ -63,6 +63,7 @@ class Supervisor:
         self._draining = False
         self._changes: dict[int, tuple[Process, int, set[int]]] = {}  # calibrations that not all have, by number
         self._changed = 0
+        self._recalibrated: set[tuple[str, int]] = set()  # models that were calibrated since the last SIGHUP
         self._news: set[int] = set()  # tags of watches that have seen rows since their last mention
         self._told = 0.0
 
@@ -121,6 +122,7 @@ class Supervisor:
             self._again = True
             return
         log.info("SIGHUP: looking at the models again")
+        self._recalibrated.clear()
         self._opening = self._stock.restocked()
 
     def _open(self) -> None:
@@ -143,6 +145,8 @@ class Supervisor:
         if self._served and (stock.served(), stock.tags) == (self._stock.served(), self._stock.tags):
             log.info("nothing has changed")
             return
+        for key in self._recalibrated:
+            stock.adopt(key, self._stock)
         self._rising = stock
         for number in range(self._seats):
             self._fork(number, stock)
@@ -304,7 +308,13 @@ class Supervisor:
 
     def _calibrated(self, caller: Process, key: tuple[str, int], serial: int) -> None:
         """Have every worker take up the calibration that the state keeps for a model now."""
-        self._stock.recalibrated(key)
+        opened = self._stock.recalibrated(key)
+        if opened is None:
+            caller.channel.send("told", serial=serial)
+            return
+        self._recalibrated.add(key)
+        if self._rising:
+            self._rising.adopt(key, self._stock)
         self._changed += 1
         having = [process for process in self._living.values() if process.stock is not None]
         self._changes[self._changed] = (caller, serial, {process.pid for process in having})
@@ -313,6 +323,7 @@ class Supervisor:
             process.channel.send(
                 "changed",
                 key=key,
+                digest=opened.digest,
                 tag=self._stock.tags[key],
                 change=self._changed,
                 state=str(source.state),
