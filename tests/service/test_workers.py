@@ -19,7 +19,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.kit import COMMITTED, PATIENCE, answered, copied, digits, program, refused, running, wait_until
+from service.workers import count, obstacle, plan, share
+from tests.kit import COMMITTED, PATIENCE, answered, configured, copied, digits, program, refused, running, wait_until
 
 BODY = {"inputs": digits(4).tolist()}
 SCORE = "/v1/models/tiny/score"
@@ -257,13 +258,13 @@ def test_one_watch_sees_the_rows_of_all(pair: Group) -> None:
 
 def test_a_calibration_is_every_workers_once_it_is_answered(pair: Group) -> None:
     """Whoever answered it; the watch begins anew, and scores before it count for nothing."""
-    for count in (30, 50):
-        rows = {"inputs": digits(count).tolist()}
+    for n in (30, 50):
+        rows = {"inputs": digits(n).tolist()}
         made = answered(pair.ask(rows, "/v1/models/tiny/calibrate"))
-        assert made["n"] == count
+        assert made["n"] == n
         scores = by_both(pair, lambda name: pair.ask(**{"X-Request-Id": name}))
-        assert {answered(score)["calibration"]["n"] for score in scores} == {count}
-        assert pair.get("/v1/models/tiny")["calibration_in_use"]["n"] == count
+        assert {answered(score)["calibration"]["n"] for score in scores} == {n}
+        assert pair.get("/v1/models/tiny")["calibration_in_use"]["n"] == n
         asked = 4 * len(scores)
         wait_until(lambda: pair.get("/v1/models/tiny")["drift"]["rows"] == asked)  # noqa: B023  it is awaited here
 
@@ -435,6 +436,23 @@ def test_a_device_that_one_process_owns_takes_no_workers(small: Path) -> None:
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
     assert "VAE_SERVE_WORKERS=2: one process owns a CUDA device" in ended.stderr
+
+
+def test_what_is_set_for_the_service_is_shared_out(monkeypatch: pytest.MonkeyPatch, small: Path) -> None:
+    """Cores, bytes and waiting rows; a device that might be taken is one too, on whatever system."""
+    settings = configured(small, lanes=0, workers=4, max_held_bytes=400, waiting=40)
+    assert count(settings) == 4
+    assert count(configured(small)) == 1
+    assert obstacle(settings) is None
+    monkeypatch.setattr(plan, "cores", lambda: 8)
+    each = share(settings, 4)
+    assert (each.lanes, each.max_held_bytes, each.waiting) == (2, 100, 10)
+    assert share(settings.model_copy(update={"lanes": 3}), 4).lanes == 3
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert obstacle(settings) is None
+    assert "may take a CUDA device" in str(obstacle(configured(small, device="auto")))
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert "isn't Linux" in str(obstacle(settings))
 
 
 # ---------------------------------------------------------------- other models
