@@ -268,7 +268,7 @@ class Call:
         visit.status = status
         self.response_complete = True
         self._let_go()
-        if books.door.state != "open":
+        if books.door.parting:
             self.keep_alive = False
         head = [STATUS_LINE[status]]
         for name, value in connection.server_state.default_headers:
