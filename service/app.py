@@ -91,7 +91,7 @@ def build(
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
-    app.state.lane = Lane(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)))
+    app.state.lane = Lane(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)), lanes.count)
     app.state.metrics = metrics
     return app
 

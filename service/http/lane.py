@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
+from typing import Protocol as TypingProtocol
 from urllib.parse import parse_qsl, unquote
 
 from starlette.requests import Request
@@ -20,10 +21,20 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.errors import Late, Problem
 from service.http.errors import refusal
 from service.http.exchange import Desk, Drop, Heard, Held
+from service.http.express import LARGEST, Counter, Entry, Known, Speaker
 from service.http.jobs import Job, Reply
 from service.http.telemetry import Books, Visit
 
-Find = Callable[[Sequence[str]], Callable[[Heard, Visit], Job] | None]
+
+class Finder(TypingProtocol):
+    """What knows the paths of one of our protocols."""
+
+    def __call__(self, parts: Sequence[str]) -> Callable[[Heard, Visit], Job] | None:
+        """What begins the job that a path stands for, if any, by its parts."""
+
+    def scores(self, parts: Sequence[str], heads: Mapping[bytes, bytes]) -> Speaker | None:
+        """Who speaks of scores there, to requests with these headers, where the express serves them."""
+
 
 HEARD = {
     *(b"content-type", b"content-encoding", b"accept", b"x-timeout-ms", b"x-request-id", b"content-length"),
@@ -31,25 +42,49 @@ HEARD = {
 }
 LEFT = {b"transfer-encoding", b"expect", b"upgrade"}  # a request with one of these is left to the app
 ROUTES = 1024  # paths that are remembered
+LONGEST = 4096  # bytes of a head that is remembered
+OK = STATUS_LINE[200]
 CLOSE = b"connection: close\r\n"
 
 
 class Route:
-    """A path, and how a job is begun for who asks there."""
+    """A path, how a job is begun for who asks there, and what finds that."""
 
-    __slots__ = ("begin", "path")
+    __slots__ = ("begin", "finder", "path")
 
-    def __init__(self, path: str, begin: Callable[[Heard, Visit], Job]) -> None:
-        self.path, self.begin = path, begin
+    def __init__(self, path: str, begin: Callable[[Heard, Visit], Job], finder: Finder) -> None:
+        self.path, self.begin, self.finder = path, begin, finder
 
 
 class Lane:
     """What every connection of the lane is handed: the desk, the books, and what finds an operation by a path."""
 
-    def __init__(self, desk: Desk, books: Books, finders: Sequence[Find]) -> None:
-        self.desk, self.books = desk, books
+    def __init__(self, desk: Desk, books: Books, finders: Sequence[Finder], lanes: int) -> None:
+        self.desk, self.books, self.lanes = desk, books, lanes
         self._finders = finders
         self._routes: dict[bytes, Route | None] = {}
+        self._counters: dict[tuple[str, bytes], Counter] = {}
+        self.known: dict[bytes, Known] = {}
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._lines = b""
+
+    def learn(self, head: bytes, route: Route, heads: dict[bytes, bytes], query: bytes) -> None:
+        """A whole request had this head: others that have it may take the express."""
+        length = int(heads.get(b"content-length", b"0"))
+        if query or not 0 < length <= LARGEST or len(head) > LONGEST or not self.books.quiet:
+            return
+        speaker = route.finder.scores(route.path.split("/"), heads)
+        if speaker is None:
+            return
+        if len(self.known) >= ROUTES:
+            self.known.clear()
+        key = route.path, heads.get(b"inference-header-content-length", b"")
+        counter = self._counters.get(key)
+        if counter is None:
+            if len(self._counters) >= ROUTES:
+                return
+            counter = self._counters[key] = Counter(speaker, self.books, self.desk.timeout, self.lanes)
+        self.known[head] = Known(route, heads, query, length, counter)
 
     def route(self, url: bytes) -> Route | None:
         """Where a request's path leads, if that is an operation."""
@@ -62,8 +97,14 @@ class Lane:
 
     def _find(self, url: bytes) -> Route | None:
         path = unquote(url.decode("latin-1"))
-        begins = (find(path.split("/")) for find in self._finders)
-        return next((Route(path, begin) for begin in begins if begin), None)
+        begins = ((finder(path.split("/")), finder) for finder in self._finders)
+        return next((Route(path, begin, finder) for begin, finder in begins if begin), None)
+
+    def usual(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The headers of every answer, as lines; uvicorn makes a new list of them each second."""
+        if headers is not self._headers:
+            self._headers, self._lines = headers, b"".join([b"%b: %b\r\n" % head for head in headers])
+        return self._lines
 
     def protocol(self) -> type[HttpToolsProtocol]:
         """The protocol that uvicorn is to speak on its connections."""
@@ -75,6 +116,96 @@ class Connection(HttpToolsProtocol):
 
     lane: Lane
     call: Call | None = None
+    entry: Entry | None = None  # the request that takes the express
+    head: bytes | None = None  # of the request that is being read, if it came in one piece
+    reading = False  # whether a request's message has begun and not ended
+    active = 0.0
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.later: list[bytes] = []
+
+    # ------------------------------------------------------------ the express
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes are here: a request that came whole under a head that is known takes the express."""
+        if self.entry is not None:
+            self.later.append(data)
+            self.flow.pause_reading()
+            return
+        self.head = None
+        if not self.reading and (self.cycle is None or self.cycle.response_complete):
+            end = data.find(b"\r\n\r\n", 0, LONGEST) + 4
+            if end > 4:
+                head = data[:end]
+                known = self.lane.known.get(head)
+                if known is not None and len(data) == end + known.length and not self.lane.books.door.parting:
+                    self.entry = Entry(self, known, data[end:])
+                    known.counter.add(self.entry)
+                    return
+                self.head = head
+        super().data_received(data)
+
+    def answered(self, entry: Entry, heads: bytes, body: bytes, timing: bytes) -> None:
+        """The express has an answer."""
+        self.entry = None
+        close = not entry.keep_alive or self.lane.books.door.parting
+        head = self.lane.usual(self.server_state.default_headers), heads, b"content-length: %d\r\n" % len(body), timing
+        self.transport.write(b"".join((OK, *head, CLOSE if close else b"", b"\r\n", body)))
+        self.server_state.total_requests += 1
+        if close:
+            self.transport.close()
+            return
+        self.active = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_later(self.timeout_keep_alive)
+        self._go_on()
+
+    def step_by_step(self, entry: Entry) -> None:
+        """The express can't answer this: it is met like any other request, as of when it came."""
+        self.entry = None
+        known = entry.known
+        if self.transport.is_closing():
+            return
+        self.call = call = Call(self, known.route, dict(known.heads), known.query)
+        self.cycle = call  # type: ignore[assignment]
+        call.keep_alive, call.visit.arrived = entry.keep_alive, entry.arrived
+        call.begin()
+        call.more(entry.body)
+        call.whole()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """What came in the meantime is met now."""
+        if self.later:
+            data, self.later = b"".join(self.later), []
+            self.flow.resume_reading()
+            self.data_received(data)
+
+    def _look_later(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that is idle; the express leaves the timer alone, and says when it was last used."""
+        rest = self.active + self.timeout_keep_alive - self.loop.time()
+        if self.entry is not None or rest > 0:
+            self._look_later(max(rest, 1.0))
+            return
+        super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """The server ends: what is being answered ends the connection with it."""
+        if self.entry is not None:
+            self.entry.keep_alive = False
+        else:
+            super().shutdown()
+
+    # ------------------------------------------------------------ step by step
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.reading = True
+        super().on_message_begin()
 
     @property
     def laned(self) -> Call | None:
@@ -117,7 +248,10 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request is whole."""
+        self.reading = False
         if call := self.laned:
+            if self.head is not None and call.keep_alive and not call.response_complete:
+                call.learn(self.head)
             call.whole()
         else:
             super().on_message_complete()
@@ -125,6 +259,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone."""
         super().connection_lost(exc)
+        if self.entry is not None and not self.entry.gone:
+            self.entry.known.counter.drop(self.entry)
         if self.call is not None:
             self.call.gone()
 
@@ -160,6 +296,10 @@ class Call:
         self.response_complete = self.disconnected = False
         self.keep_alive = connection.parser.should_keep_alive()
         self.message_event = TOLD
+
+    def learn(self, head: bytes) -> None:
+        """Its head and it came in one piece: what comes under the same head may take the express."""
+        self._connection.lane.learn(head, self._route, self._heads, self._query)
 
     # ------------------------------------------------------------ in
 

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.door import Door
 from service.http.errors import answer_problem
-from service.metrics import Metrics
+from service.metrics import Metrics, observe_all
+from service.models import Model
 from service.operations import Errand
 
 log = logging.getLogger("service.access")
@@ -44,6 +45,29 @@ class Visit:
             f"parse;dur={self.parse * 1e3:.3f}, queue;dur={errand.queued * 1e3:.3f}, "
             f"infer;dur={errand.computed * 1e3:.3f}, total;dur={total * 1e3:.3f}"
         )
+
+
+@dataclass(slots=True)
+class Sitting:
+    """Requests that are answered together, as the books know them; parse is in seconds, for each."""
+
+    model: Model
+    parse: float
+    rows: int = 0
+    anomalies: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def note(self, rows: int, seconds: float) -> None:
+        """One of them has its answer."""
+        self.rows += rows
+        self.seconds.append(seconds)
+
+    def timing(self, total: float, queued: float, computed: float) -> bytes:
+        """One's id, and its Server-Timing header, as header lines."""
+        return (
+            f"x-request-id: {random.getrandbits(128):032x}\r\nserver-timing: parse;dur={self.parse * 1e3:.3f}, "
+            f"queue;dur={queued * 1e3:.3f}, infer;dur={computed * 1e3:.3f}, total;dur={total * 1e3:.3f}\r\n"
+        ).encode()
 
 
 class Books:
@@ -84,6 +108,33 @@ class Books:
             metrics.anomalies.labels(model).inc(visit.anomalies)
         if self._access != "none":
             self._log(visit, method, path, seconds)
+
+    def gone(self, path: str, operation: str = "score", model: str = "") -> None:
+        """The caller of a request left before its answer."""
+        visit = Visit("", time.perf_counter(), operation, model, status=499)
+        self.close(visit, "POST", path)
+
+    def close_many(self, operation: str, model: str, sitting: Sitting) -> None:
+        """Requests of one operation have their answers, all of them as asked."""
+        count = len(sitting.seconds)
+        self.door.inside -= count
+        key = operation, model, 200
+        if (counted := self._counted.get(key)) is None:
+            counted = self._counted[key] = self._metrics.requests.labels(operation, model, "200")
+        self._metrics.later(counted, count)
+        if (timed := self._timed.get(operation)) is None:
+            timed = self._timed[operation] = self._metrics.seconds.labels(operation)
+        observe_all(timed, sitting.seconds)
+        if (rows := self._rows.get((operation, model))) is None:
+            rows = self._rows[operation, model] = self._metrics.rows.labels(operation, model)
+        self._metrics.later(rows, sitting.rows)
+        if sitting.anomalies:
+            self._metrics.later(self._metrics.anomalies.labels(model), sitting.anomalies)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no request gets a line for being answered."""
+        return self._access != "all"
 
     def _log(self, visit: Visit, method: str, path: str, seconds: float) -> None:
         probe = visit.operation in ("livez", "readyz")  # whoever probes sees the answer; a line a second helps nobody

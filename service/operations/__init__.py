@@ -19,7 +19,18 @@ from service.operations.latents import (
     sample,
 )
 from service.operations.rows import admit
-from service.operations.scores import Calibrated, Explanation, Rule, Score, Standing, measure, post_score, score, terms
+from service.operations.scores import (
+    Calibrated,
+    Explanation,
+    Rule,
+    Score,
+    Standing,
+    measure,
+    post_score,
+    score,
+    standing,
+    terms,
+)
 
 __all__ = [
     "Calibrated",
@@ -49,5 +60,6 @@ __all__ = [
     "refer",
     "sample",
     "score",
+    "standing",
     "terms",
 ]
