@@ -90,9 +90,14 @@ class Model:
         """Have rows appraised, in one call together with others that are measured by the same."""
         return await self.doors[SCORE].submit({"x": x}, bank=by, key=by, deadline=deadline)
 
+    @property
+    def scores(self) -> Batcher:
+        """The door to whole appraisals."""
+        return self.doors[SCORE]
+
     def check(self) -> None:
         """Overloaded while who comes now to be scored would wait too long for a turn."""
-        self.doors[SCORE].check()
+        self.scores.check()
 
     async def bank(self, seed: int, draws: int) -> noise.Bank:
         """The noise of an estimator: the calibrated bank as stored, others made on demand and kept a while."""

@@ -18,12 +18,10 @@ import numpy as np
 from service import operations
 from service.appraisal import Yardstick
 from service.artifact import Array
-from service.batcher import Answer, Ticket
 from service.errors import Problem
 from service.http.scores import Columns, Score
 from service.http.telemetry import Books, Sitting
 from service.models import Model
-from service.works import SCORE
 
 if TYPE_CHECKING:
     from service.http.lane import Connection
@@ -45,7 +43,7 @@ class Speaker(Protocol):
     def write(self, columns: Columns, start: int, stop: int, entry: Entry) -> tuple[bytes, bytes]:
         """The answer's own headers and its body, from the rows of some columns that are the request's."""
 
-    def count(self, sitting: Sitting, found: Answer, seconds: float) -> None:
+    def count(self, sitting: Sitting, seconds: float) -> None:
         """Note that requests were answered, which took so long to write, all of them together."""
 
 
@@ -65,7 +63,7 @@ class Entry:
         self.arrived = time.perf_counter()
         self.gone = False
         self.keep_alive = True
-        self.ticket: Ticket | None = None
+        self.ticket: operations.Ticket | None = None
 
 
 class Known:
@@ -108,7 +106,7 @@ class Counter:
             self._out.discard(entry)
             ticket = entry.ticket
             if ticket and all(other.ticket is not ticket for other in self._out):
-                entry.sitting.model.doors[SCORE].drop(ticket)
+                entry.sitting.model.scores.drop(ticket)
                 self._done()
 
     def _wake(self) -> None:
@@ -123,7 +121,7 @@ class Counter:
             return
         try:
             model = self.speaker.model()
-            door = model.doors[SCORE]
+            door = model.scores
             door.check()
         except Exception:
             self._hand_back([self._waiting.popleft() for _ in range(len(self._waiting))])
@@ -151,7 +149,7 @@ class Counter:
 
     def _post(self, model: Model, by: Yardstick | None, entries: list[Entry], parse: float) -> None:
         """Check the rows of some requests together, and have them appraised."""
-        door, x = model.doors[SCORE], None
+        door, x = model.scores, None
         if by is not None and len(by) <= door.size:
             try:
                 stacked = entries[0].rows if len(entries) == 1 else np.concatenate([entry.rows for entry in entries])
@@ -167,7 +165,7 @@ class Counter:
         rows, standard = x, by
         sitting = Sitting(model, parse)
 
-        def told(found: Answer | Problem) -> None:
+        def told(found: operations.Answer | Problem) -> None:
             self._told(entries, sitting, standard, rows, found)
 
         try:
@@ -185,7 +183,9 @@ class Counter:
         if self._waiting:
             self._wake()
 
-    def _told(self, entries: list[Entry], sitting: Sitting, by: Yardstick, x: Array, found: Answer | Problem) -> None:
+    def _told(
+        self, entries: list[Entry], sitting: Sitting, by: Yardstick, x: Array, found: operations.Answer | Problem
+    ) -> None:
         """Answer everyone of a ticket who is still there."""
         here = [entry for entry in entries if entry in self._out]
         self._out.difference_update(here)
@@ -198,8 +198,9 @@ class Counter:
         except Exception:  # one of them can't be answered like this: each is, by itself
             self._hand_back([entry for entry in here if not entry.gone])
 
-    def _answer(self, entries: list[Entry], sitting: Sitting, columns: Columns, found: Answer) -> None:
+    def _answer(self, entries: list[Entry], sitting: Sitting, columns: Columns, found: operations.Answer) -> None:
         start, began = 0, time.perf_counter()
+        sitting.queued, sitting.computed = found.queued, found.computed
         try:
             for entry in entries:
                 stop = start + len(entry.rows)
@@ -208,13 +209,13 @@ class Counter:
                     entry.gone = True  # whatever comes now, it has its answer
                     seconds = time.perf_counter() - entry.arrived
                     sitting.note(stop - start, seconds)
-                    timing = sitting.timing(seconds, found.queued, found.computed)
+                    timing = sitting.timing(seconds)
                     entry.connection.answered(entry, heads, body, timing)
                 start = stop
         finally:
             sitting.anomalies = columns.flagged
             self._books.close_many("score", sitting.model.manifest.name, sitting)
-            self.speaker.count(sitting, found, time.perf_counter() - began)
+            self.speaker.count(sitting, time.perf_counter() - began)
 
     def _hand_back(self, entries: list[Entry]) -> None:
         """Have requests answered one by one, where what is wrong with them is said."""
@@ -235,6 +236,6 @@ class Counter:
         self._out.difference_update(late)
         for ticket, one in {entry.ticket: entry for entry in late if entry.ticket}.items():
             if ticket and all(other.ticket is not ticket for other in self._out):
-                one.sitting.model.doors[SCORE].drop(ticket)
+                one.sitting.model.scores.drop(ticket)
                 self._done()
         self._hand_back(late)

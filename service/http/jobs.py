@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from service.artifact import Array
-from service.batcher import Answer
 from service.errors import Problem
 from service.http import wire
 from service.http.exchange import INLINE, Desk, Drop, Heard, Held, Operation, checked, find, off_loop, signed
@@ -119,7 +118,7 @@ class Scores:
             raise ValueError("this takes more than columns")
         return HEADS[wire.JSON], wire.dumps(signed(columns.model, columns.fields(start, stop, entry.asked.alpha)))
 
-    def count(self, sitting: Sitting, found: Answer, seconds: float) -> None:
+    def count(self, sitting: Sitting, seconds: float) -> None:
         """There is nothing more to note."""
 
 

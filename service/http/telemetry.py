@@ -49,10 +49,12 @@ class Visit:
 
 @dataclass(slots=True)
 class Sitting:
-    """Requests that are answered together, as the books know them; parse is in seconds, for each."""
+    """Requests that are answered together, as the books know them; parse, queued and computed are seconds of each."""
 
     model: Model
     parse: float
+    queued: float = 0.0
+    computed: float = 0.0
     rows: int = 0
     anomalies: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -62,11 +64,11 @@ class Sitting:
         self.rows += rows
         self.seconds.append(seconds)
 
-    def timing(self, total: float, queued: float, computed: float) -> bytes:
+    def timing(self, total: float) -> bytes:
         """One's id, and its Server-Timing header, as header lines."""
         return (
             f"x-request-id: {random.getrandbits(128):032x}\r\nserver-timing: parse;dur={self.parse * 1e3:.3f}, "
-            f"queue;dur={queued * 1e3:.3f}, infer;dur={computed * 1e3:.3f}, total;dur={total * 1e3:.3f}\r\n"
+            f"queue;dur={self.queued * 1e3:.3f}, infer;dur={self.computed * 1e3:.3f}, total;dur={total * 1e3:.3f}\r\n"
         ).encode()
 
 

@@ -4,6 +4,7 @@ Rows are checked here, before they queue, so that one bad row never reaches its 
 with each operation: it carries the deadline in and the clock readings out.
 """
 
+from service.batcher import Answer, Ticket
 from service.operations.calibrations import Keeping, calibrate, facts, refer
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
@@ -33,6 +34,7 @@ from service.operations.scores import (
 )
 
 __all__ = [
+    "Answer",
     "Calibrated",
     "Encoding",
     "Errand",
@@ -44,6 +46,7 @@ __all__ = [
     "Samples",
     "Score",
     "Standing",
+    "Ticket",
     "admit",
     "calibrate",
     "decode",

@@ -13,7 +13,6 @@ import numpy as np
 
 from service.appraisal import Yardstick
 from service.artifact import Array
-from service.batcher import Answer
 from service.errors import Problem
 from service.http.exchange import INLINE, Drop, Heard, Held
 from service.http.express import Entry
@@ -153,9 +152,9 @@ class Scores:
         fields = _arrays(columns.fields(start, stop, alpha))
         return composed(self._served(), wanted, answer.flat(fields, wanted), None)
 
-    def count(self, sitting: Sitting, found: Answer, seconds: float) -> None:
+    def count(self, sitting: Sitting, seconds: float) -> None:
         """See Speaker."""
-        self._window.tally.succeeded_many(self._served(), sitting, found, seconds)
+        self._window.tally.succeeded_many(self._served(), sitting, seconds)
 
 
 class Form:

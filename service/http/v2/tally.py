@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.batcher import Answer
 from service.http.telemetry import Sitting, Visit
 from service.http.v2.served import GRAPHS, Served
 from service.metrics import Metrics
@@ -52,7 +51,7 @@ class Tally:
         count(seconds["compute_infer"], visit.errand.computed)
         count(seconds["compute_output"], written)
 
-    def succeeded_many(self, served: Served, sitting: Sitting, found: Answer, written: float) -> None:
+    def succeeded_many(self, served: Served, sitting: Sitting, written: float) -> None:
         """Count answers that were computed together; written is the seconds that the bytes of all took."""
         counters, count = self._of(served), self.metrics.later
         answers, seconds = len(sitting.seconds), counters.seconds
@@ -60,9 +59,9 @@ class Tally:
         count(counters.rows, sitting.rows)
         counters.last.set(time.time())
         count(seconds["success"], sum(sitting.seconds))
-        count(seconds["queue"], answers * found.queued)
+        count(seconds["queue"], answers * sitting.queued)
         count(seconds["compute_input"], answers * sitting.parse)
-        count(seconds["compute_infer"], answers * found.computed)
+        count(seconds["compute_infer"], answers * sitting.computed)
         count(seconds["compute_output"], written)
 
     def failed(self, served: Served, visit: Visit) -> None:
