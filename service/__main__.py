@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import uvicorn
+from fastapi import FastAPI
 
+from service import app as parts
 from service import inventory, logs, welcome
 from service.app import build
 from service.artifact import Manifest
@@ -28,6 +30,7 @@ from service.door import Door
 from service.errors import Problem
 from service.lanes import Lanes
 from service.settings import Settings, SettingsError, load
+from service.workers import House, Member, Source, Stock, Supervisor, count, obstacle, share
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +49,10 @@ class Server(uvicorn.Server):
         yield
 
 
-async def run(settings: Settings) -> int:
-    """Serve until told to stop; the exit status."""
-    try:
-        listener = listen(settings.host, settings.port)
-    except (OSError, UnicodeError) as error:  # the latter where a name is none
-        reason = getattr(error, "strerror", None) or error
-        print(f"vae-serve: can't listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
-        return 1
+async def run(settings: Settings, listeners: list[socket.socket], member: Member | None = None) -> int:
+    """Serve until told to stop, as one process or as a member of a group; the exit status."""
     door = Door()
-    app = build(settings, door=door)
+    app = build(settings, door=door, member=member)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -69,11 +66,14 @@ async def run(settings: Settings) -> int:
         timeout_graceful_shutdown=1,  # whoever is inside has been told by then
     )
     server = Server(config)
-    own_signals(door, settings)
     watch(app.state.lanes, settings.stall_ms / 1e3)
-    serving = asyncio.create_task(server.serve([listener]))
-    if settings.welcome:
-        door.spawn("welcome", welcome.greet(app.state.models, server))
+    serving = asyncio.create_task(server.serve(listeners))
+    if member:
+        join(member, app, server, settings)
+    else:
+        own_signals(door, settings)
+        if settings.welcome:
+            door.spawn("welcome", welcome.greet(app.state.models, server))
     ended = asyncio.create_task(door.ended.wait())
     await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
     app.state.models.close()
@@ -102,6 +102,39 @@ def watch(lanes: Lanes, limit: float) -> None:
     threading.Thread(target=look, name="watch", daemon=True).start()
 
 
+def join(member: Member, app: FastAPI, server: Server, settings: Settings) -> None:
+    """Be looked after by the group's supervisor."""
+    door: Door = app.state.door
+    door.leaving = member.porter  # so that nobody keeps a connection to it
+
+    def stop_listening() -> None:
+        for listening in server.servers:
+            listening.close()
+
+    def hang_up() -> bool:
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+        return bool(server.server_state.connections)
+
+    def count_inside(inside: int) -> None:
+        app.state.metrics.inside.set(inside)
+        app.state.metrics.share()
+
+    house = House(
+        door,
+        app.state.models,
+        app.state.lanes,
+        count_inside,
+        lambda: server.started,
+        stop_listening,
+        hang_up,
+        partial(welcome.greet, app.state.models, server),
+        settings.drain_limit_ms / 1e3,
+    )
+    member.attend(house)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, member.terminated)
+
+
 async def idle(lanes: Lanes, patience: float = 1.0) -> bool:
     """Whether the engine calls end by themselves; a last one, whose caller has gone, is given a moment."""
     clock = asyncio.get_running_loop().time
@@ -111,12 +144,22 @@ async def idle(lanes: Lanes, patience: float = 1.0) -> bool:
     return lanes.longest() <= 0
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; OSError where there is none to be had, which uvicorn would make a traceback of."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; OSError where there is none to be had, which uvicorn would make a traceback of.
+
+    shared: others listen there too, and whoever comes is sent to one of them.
+    """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)  # as clients do with `localhost`
     both = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=both)
+    return socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=both, reuse_port=shared)
+
+
+def listen_together(host: str, port: int, count: int) -> list[socket.socket]:
+    """So many listening sockets on one port."""
+    with listen(host, port) as probe:  # which fails where another listens, also one that would share
+        port = probe.getsockname()[1]
+    return [listen(host, port, shared=True) for _ in range(count)]
 
 
 def leave(status: int) -> NoReturn:
@@ -162,12 +205,45 @@ def main(arguments: list[str] | None = None) -> int:
         return check(settings, asked)
     if asked.command == "artifacts":
         return artifacts(settings, asked)
+    workers = getattr(asked, "workers", None)
+    return serve(settings if workers is None else settings.model_copy(update={"workers": workers}))
+
+
+def serve(settings: Settings) -> int:
+    """Serve in this process, or in several that this one looks after; the exit status."""
+    workers = count(settings)
+    if workers > 1 and (reason := obstacle(settings)):
+        print(f"vae-serve: VAE_SERVE_WORKERS={workers}: {reason}", file=sys.stderr)
+        return 2
+    try:
+        if workers > 1:
+            listeners = listen_together(settings.host, settings.port, workers)
+        else:
+            listeners = [listen(settings.host, settings.port)]
+    except (OSError, UnicodeError) as error:  # the latter where a name is none
+        said = getattr(error, "strerror", None) or error
+        print(f"vae-serve: can't listen on {settings.host}:{settings.port}: {said}", file=sys.stderr)
+        return 1
+    if workers == 1:
+        return work(settings, listeners)
+    source = Source(settings.models, parts.standard_opener(settings), settings.state, settings.drift_false_alarm)
+    return Supervisor(settings, Stock(source), listeners, partial(member_work, share(settings, workers))).run()
+
+
+def member_work(settings: Settings, member: Member) -> int:
+    """What a process of the group does; its exit status."""
+    logs.configure(settings.log_level, settings.log_format, worker=member.name, pid=os.getpid())
+    return work(settings, member.listeners, member)
+
+
+def work(settings: Settings, listeners: list[socket.socket], member: Member | None = None) -> int:
+    """Serve in this process; the exit status."""
     import uvloop
 
     gc.collect()
     gc.freeze()  # what is loaded by now stays; going through it again and again would only hold requests up
     gc.set_threshold(50_000, 20, 50)  # a request leaves few cycles behind
-    return uvloop.run(run(settings))
+    return uvloop.run(run(settings, listeners, member))
 
 
 def offline(settings: Settings, asked: argparse.Namespace) -> int:
@@ -242,7 +318,8 @@ def parser() -> argparse.ArgumentParser:
     """What the command line takes."""
     top = argparse.ArgumentParser(prog="python -m service", description="Serve trained variational autoencoders.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("serve", help="serve over HTTP (the default); settings are VAE_SERVE_* variables")
+    serve = commands.add_parser("serve", help="serve over HTTP (the default); settings are VAE_SERVE_* variables")
+    serve.add_argument("--workers", type=ranged(0, 256), help="processes that serve; default: VAE_SERVE_WORKERS")
     commands.add_parser("schema", help="print the manifest's JSON Schema")
     score = commands.add_parser("score", help="score the rows of an npy file, without a server")
     evidence = commands.add_parser("evidence", help="log p(x) of the rows of an npy file, without a server")

@@ -92,6 +92,8 @@ def iwae_gap(log_weight: Doubles, weights: Doubles) -> Doubles:
     array([0.144])
     """
     draws = np.ascontiguousarray(log_weight, np.float64)
+    if draws.shape[-1] == 1:  # nothing to average; what isn't finite has no gap
+        return np.asarray(draws[:, 0] * 0.0 if not np.isfinite(draws).all() else np.zeros(len(draws)), np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         highest = draws.max(-1, keepdims=True)
         below = draws - highest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -39,13 +39,15 @@ from service.http.lane import Lane
 from service.http.telemetry import Books, Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
-from service.metrics import Metrics
+from service.metrics import Group, Metrics
 from service.models import Model, Models, Opener, Workshop
 from service.operations import Keeping
 from service.repository import Repository
 from service.settings import Settings
+from service.workers import Member
 
 GLANCE = 0.25  # seconds between looks at whether a device is lost
+ELSEWHERE = "this process is one of several, which are to serve the same: send SIGHUP to the supervisor"
 
 ABOUT = """Trained variational autoencoders: encode, decode, reconstruct, sample, and score every row with its ELBO.
 
@@ -57,32 +59,36 @@ V2 = tuple(chain(*(module.OPERATIONS for module in (scores, latents, samples, ev
 
 
 def build(
-    settings: Settings, *, opener: Opener | None = None, door: Door | None = None, elsewhere: str | None = None
+    settings: Settings, *, opener: Opener | None = None, door: Door | None = None, member: Member | None = None
 ) -> FastAPI:
     """The service as an ASGI app. opener and door are given by tests and by the command line.
 
-    elsewhere says how models are loaded where this process is one of several: not by asking one of them.
+    member is what this process is of a group, which then has the models opened already.
     """
     door = door or Door()
-    metrics = Metrics()
+    metrics = Metrics(Group(member.folder, member.slot, member.processes) if member else None)
     models = Models(settings.required, settings.default_versions)
     lanes = Lanes(settings.lanes or cores())
-    desk = _desk(settings, models, door)
+    desk = _desk(settings, models, door, member)
     window = v2.window(desk, V2, metrics)
 
     def closed(model: Model) -> None:
         window.shelf.forget(model)
         _uncount_model(metrics, model)
 
-    workshop = replace(_workshop(settings, opener, lanes, metrics), closed=closed)
+    workshop = _workshop(settings, opener or standard_opener(settings), lanes, metrics)
+    workshop = replace(workshop, closed=closed)
     passed = partial(_passed, door, settings.max_timeout_ms / 1e3)
-    repository = Repository(models, settings.models, workshop, door.spawn, passed)
+    look = member.look if member else None
+    repository = Repository(models, settings.models, workshop, door.spawn, passed, look)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with repository.serve():
+        async with _served(models, repository, member):
+            if member:
+                await member.may_listen.wait()
             door.spawn("devices", _watch(models))
-            if settings.poll_s:
+            if settings.poll_s and not member:
                 door.spawn("poll", repository.poll(partial(asyncio.sleep, settings.poll_s)))
             try:
                 yield
@@ -107,7 +113,7 @@ def build(
     app.include_router(health.router(models, door, metrics, stalled))
     guard = None
     if settings.admin_token:
-        guard = admin.Admin(desk, repository, settings.admin_token.get_secret_value(), elsewhere)
+        guard = admin.Admin(desk, repository, settings.admin_token.get_secret_value(), ELSEWHERE if member else None)
         app.include_router(admin.router(guard))
     unready = partial(health.unready, models, door)
     app.include_router(v2.router(window, partial(health.faults, door, stalled), unready, guard))
@@ -116,14 +122,30 @@ def build(
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
-    app.state.repository = repository
-    app.state.lane = Lane(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)))
+    app.state.repository, app.state.metrics = repository, metrics
+    app.state.lane = Lane(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)), lanes.count)
     return app
 
 
-def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: Metrics) -> Workshop:
+def standard_opener(settings: Settings) -> Opener:
+    """What opens an artifact's graphs unless something else is given."""
+    memory = settings.gpu_memory_mb * 2**20 or None
+    plan = Plan(settings.buckets, settings.batch, settings.cuda_graphs, memory)
+    opener = partial(open_engine, device=settings.device)
+    return opener if plan == Plan() else partial(opener, plan=plan)
+
+
+def _served(models: Models, repository: Repository, member: Member | None) -> AbstractAsyncContextManager[None]:
+    """The models, served: what lies in the folder, what the group has opened, or for its porter nothing yet."""
+    if member and member.porter:
+        models.found(member.keys)
+        return nullcontext()
+    return repository.serve()
+
+
+def _workshop(settings: Settings, opener: Opener, lanes: Lanes, metrics: Metrics) -> Workshop:
     return Workshop(
-        opener or _opener(settings),
+        opener,
         lanes,
         settings.batch,
         settings.batch_ms / 1e3,
@@ -139,14 +161,7 @@ def _workshop(settings: Settings, opener: Opener | None, lanes: Lanes, metrics: 
     )
 
 
-def _opener(settings: Settings) -> Opener:
-    memory = settings.gpu_memory_mb * 2**20 or None
-    plan = Plan(settings.buckets, settings.batch, settings.cuda_graphs, memory)
-    opener = partial(open_engine, device=settings.device)
-    return opener if plan == Plan() else partial(opener, plan=plan)
-
-
-def _desk(settings: Settings, models: Models, door: Door) -> Desk:
+def _desk(settings: Settings, models: Models, door: Door, member: Member | None) -> Desk:
     limits = Limits(
         settings.max_body_bytes,
         settings.max_json_depth,
@@ -156,7 +171,10 @@ def _desk(settings: Settings, models: Models, door: Door) -> Desk:
         settings.max_evidence_draws,
     )
     memory = Memory(settings.max_held_bytes)
-    keeping = Keeping(settings.state, settings.drift_false_alarm) if settings.calibrate and settings.state else None
+    keeping = None
+    if settings.calibrate and settings.state:
+        keeping = Keeping(settings.state, settings.drift_false_alarm)
+        keeping = replace(keeping, told=member.told) if member else keeping
     return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3, keeping)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from service.errors import NotReady, Problem
@@ -40,6 +40,7 @@ class Door:
         self.inside = 0
         self._era = Era()
         self._ended: list[Era] = []  # that some are still inside of
+        self.leaving = False  # for another process, which takes those who come; nobody is refused
         self.fault: str | None = None
         self.ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -49,13 +50,13 @@ class Door:
         if self.state == "closed":
             raise NotReady("the service is shutting down; send this to another instance", retry_after=1.0)
 
-    def enter(self) -> Era:
+    def come(self) -> Era:
         """Someone comes in."""
         self.inside += 1
         self._era.inside += 1
         return self._era
 
-    def leave(self, era: Era) -> None:
+    def go(self, era: Era) -> None:
         """Someone who came in that era goes out."""
         self.inside -= 1
         era.inside -= 1
@@ -70,6 +71,25 @@ class Door:
         for era in list(self._ended):
             await era.over.wait()
         self._ended = [era for era in self._ended if not era.over.is_set()]
+
+    @property
+    def parting(self) -> bool:
+        """Whether callers are told to open another connection for what they ask next."""
+        return self.leaving or self.state != "open"
+
+    async def leave(self, grace: float, limit: float, hang_up: Callable[[], bool]) -> None:
+        """Go without refusing anybody, once no more callers are sent here; seconds.
+
+        Whoever asks during the grace is answered and told to come again by another connection. Then hang_up closes
+        connections that are idle, and says whether any is left; limit is how long those may take.
+        """
+        self.leaving = True
+        log.info("leaving: %d are inside, others take the newcomers", self.inside)
+        await asyncio.sleep(grace)
+        end = asyncio.get_running_loop().time() + limit
+        while hang_up() and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110  a connection can't say so
+            await asyncio.sleep(0.01)
+        self.ended.set()
 
     async def drain(self, grace: float, limit: float) -> None:
         """Go through the states until nobody is inside, or the limit has passed; seconds."""

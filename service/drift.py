@@ -15,6 +15,7 @@ The bets are a mixture over when a change comes and what it is: a few named shap
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,32 @@ BLOCK = 256  # rows that are counted at once
 FEW = 2  # rows that are counted sooner one by one
 RECENT = 1  # of WINDOWS: the one that `recent` speaks of
 TIES = 7_919  # the seed that ties are broken with
+
+
+class Watching(Protocol):
+    """What is shown scores, and says what they have come to: a Watch, or what stands for one that is elsewhere."""
+
+    @property
+    def threshold(self) -> float:
+        """−log of the false-alarm rate."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that were seen."""
+
+    @property
+    def log_wealth(self) -> float:
+        """What the bet has won, in nats."""
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the wealth has ever reached the threshold."""
+
+    def see(self, scores: Doubles) -> bool:
+        """Take scores in the order in which they came; whether they have raised the alarm."""
+
+    def recent(self) -> tuple[float, float] | None:
+        """See Watch.recent."""
 
 
 class Watch:

@@ -17,7 +17,7 @@ from service import artifact, calibration, drift, noise, state
 from service.appraisal import P
 from service.artifact import Arrays, Artifact, Calibration, Manifest
 from service.calibration import References
-from service.drift import Watch
+from service.drift import Watch, Watching
 from service.errors import ArtifactRefused
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Footing:
     source: Source
     references: References = field(repr=False)
     bank: noise.Bank = field(repr=False)
-    watch: Watch | None = field(repr=False)
+    watch: Watching | None = field(repr=False)
     complete: bool
     made: datetime | None = None
     since: datetime = field(default_factory=now)
@@ -55,15 +55,15 @@ class Footing:
         chosen = self.references.chosen
         if self.watch is None or chosen not in appraised:
             return
-        scores = np.where(np.isnan(appraised[P + chosen]), np.nan, _risen(self.references, appraised[chosen]))
-        self._see(manifest, scores)
+        odd = np.isnan(appraised[P + chosen])
+        self.show(_risen(self.references, np.where(odd, np.nan, appraised[chosen])), manifest)
 
-    def _see(self, manifest: Manifest, scores: Doubles) -> None:
-        assert self.watch is not None
-        if self.watch.see(scores[: drift.BLOCK]):
+    def show(self, scores: Doubles, manifest: Manifest) -> None:
+        """The same of scores that are turned so that low is strange."""
+        if self.watch and self.watch.see(scores[: drift.BLOCK]):
             _raise_alarm(self.watch, self.since, manifest)
         if len(scores) > drift.BLOCK:
-            asyncio.get_running_loop().call_soon(self._see, manifest, scores[drift.BLOCK :])
+            asyncio.get_running_loop().call_soon(self.show, scores[drift.BLOCK :], manifest)
 
 
 def find(found: Artifact, digest: str, folder: Path | None = None, false_alarm: float = 0.0) -> Footing | None:
@@ -125,7 +125,7 @@ def estimator(bank: noise.Bank) -> Literal["frames_4", "plain"]:
     return "frames_4" if len(bank.groups) < bank.draws else "plain"
 
 
-def _raise_alarm(watch: Watch, since: datetime, manifest: Manifest) -> None:
+def _raise_alarm(watch: Watching, since: datetime, manifest: Manifest) -> None:
     """Say once, for whoever is woken by it, what it means and what to do."""
     strange, typical = watch.recent() or (math.nan, math.nan)
     log.warning(

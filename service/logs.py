@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object; what a caller put into `extra={"fields": …}` stands beside the message."""
+    """A record as one JSON object; what a caller put into `extra={"fields": …}` stands beside the message.
+
+    always stands in every line.
+    """
+
+    def __init__(self, always: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        self._always = always or {}
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
@@ -19,6 +27,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._always,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -29,12 +38,14 @@ class JsonLines(logging.Formatter):
 class Text(logging.Formatter):
     """A record as a line that a person reads. What a caller sent can't end the line, or move the cursor."""
 
-    def __init__(self) -> None:
+    def __init__(self, always: Mapping[str, object] | None = None) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        self._always = always or {}
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
         """The line itself, with its fields; the stack comes below it where there is one."""
-        fields = [f"{key}={value}" for key, value in getattr(record, "fields", {}).items()]
+        known = {**getattr(record, "fields", {}), **self._always}
+        fields = [f"{key}={value}" for key, value in known.items()]
         return escaped(" ".join([super().formatMessage(record), *fields]))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
@@ -51,10 +62,13 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def configure(level: str, style: str) -> None:
-    """Send every logger's lines to standard error; style is text, json, or auto (text on a terminal)."""
+def configure(level: str, style: str, **always: object) -> None:
+    """Send every logger's lines to standard error; style is text, json, or auto (text on a terminal).
+
+    always stands in every line: which process it is from, where there are several.
+    """
     handler = logging.StreamHandler(sys.stderr)
     text = style == "text" or (style == "auto" and sys.stderr.isatty())
-    handler.setFormatter(Text() if text else JsonLines())
+    handler.setFormatter(Text(always) if text else JsonLines(always))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop are told by us

@@ -8,18 +8,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from service import artifact
-from service.errors import ArtifactRefused, DeviceUnavailable, Unknown
-from service.models import Key, Model, Models, Workshop, find, load
+from service.errors import DeviceUnavailable, Unknown
+from service.models import Key, Model, Models, Opened, Shelf, Workshop, find, on_disk, open_or_refuse, put_up
 
 log = logging.getLogger(__name__)
 
 Spawn = Callable[[str, Coroutine[Any, Any, None]], None]
 Mark = frozenset[tuple[str, int, int]]  # a folder's files as a glance tells them apart: name, bytes, time of change
-GRIEF = "it could not be opened; the service's log says why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,18 @@ class Repository:
     """
 
     def __init__(
-        self, models: Models, folder: Path, workshop: Workshop, spawn: Spawn, passed: Callable[[], Awaitable[None]]
+        self,
+        models: Models,
+        folder: Path,
+        workshop: Workshop,
+        spawn: Spawn,
+        passed: Callable[[], Awaitable[None]],
+        look: Callable[[], Shelf] | None = None,
     ) -> None:
+        """look: what there is at the start, where it isn't to be opened from the folder."""
         self._models, self._folder, self._workshop = models, folder, workshop
         self._spawn, self._passed = spawn, passed
+        self._first = look or self._on_disk
         self._turn = asyncio.Lock()
         self._working: set[asyncio.Task[Change]] = set()
         self._seen: dict[Key, Mark] = {}  # as it was when it was last opened, or refused
@@ -99,13 +107,17 @@ class Repository:
         return await asyncio.shield(task)
 
     async def _load_all(self) -> None:
-        """Open all that lies in the folder, one after another; one that is refused costs the others nothing."""
-        keys = find(self._folder)
-        self._models.found(set(keys))
+        """Open all that there is, one after another; one that is refused costs the others nothing."""
+        shelf = self._first()
+        self._models.found(set(shelf))
         async with self._turn:
-            for key in sorted(keys):
+            for key, take in sorted(shelf.items(), key=lambda item: item[0]):
                 await asyncio.to_thread(self._look, key)
-                await self._open(key, strict=True)
+                await self._open(key, take)
+
+    def _on_disk(self) -> Shelf:
+        shop = self._workshop
+        return on_disk(self._folder, shop.open_engine, shop.state, shop.false_alarm)
 
     async def _load(self, name: str) -> Change:
         async with self._turn:
@@ -143,7 +155,8 @@ class Repository:
             digest = await asyncio.to_thread(self._look, key)
             if (served := self._models.served(key)) and served.digest == digest:
                 continue
-            if reason := await self._open(key):
+            self._models.begin(key)
+            if reason := await self._open(key, partial(self._take, key)):
                 refused[key] = reason
             else:
                 loaded.append(key)
@@ -166,39 +179,30 @@ class Repository:
 
     # ------------------------------------------------------------ one version
 
-    async def _open(self, key: Key, *, strict: bool = False) -> str | None:
-        """Open a version and serve it; why it was refused, if it was: what was served before still is then.
-
-        strict: DeviceUnavailable goes on, and ends a service that is just starting.
-        """
-        name, version = key
+    async def _open(self, key: Key, take: Callable[[], Opened | str]) -> str | None:
+        """Open a version and serve it; why it was refused, if it was: what was served before still is then."""
         started = time.perf_counter()
-        if not strict:
-            self._models.begin(key)
-        try:
-            model = await load(self._path(key), self._workshop)
-            if model.key != key:
-                raise ArtifactRefused(f"manifest.json says that this is {model.key[0]}/{model.key[1]}")
-        except DeviceUnavailable as error:
-            if strict:
-                raise  # cuda is strict: this is no fault of the artifact, and the service ends
-            return self._refuse(key, str(error), None)
-        except Exception as error:
-            known = isinstance(error, ArtifactRefused)
-            return self._refuse(key, str(error) if known else GRIEF, None if known else error)
+        opened = await asyncio.to_thread(take)
+        if isinstance(opened, str):
+            self._models.refuse(*key, opened)
+            self._workshop.refused(*key)
+            return opened
+        model = put_up(opened, self._workshop)
         self._serve(model)
         seconds = time.perf_counter() - started
-        log.info("serving %s/%s on %s after %.2f s", name, version, model.engine.device, seconds)
+        log.info("serving %s/%s on %s after %.2f s", *key, model.engine.device, seconds)
         if model.engine.fallback:
-            log.warning("%s/%s fell back to the CPU: %s", name, version, model.engine.fallback)
+            log.warning("%s/%s fell back to the CPU: %s", *key, model.engine.fallback)
         return None
 
-    def _refuse(self, key: Key, reason: str, bug: Exception | None) -> str:
-        self._models.refuse(*key, reason)
-        self._workshop.refused(*key)
-        served = "; the one before is still served" if self._models.served(key) else ""
-        log.error("refused %s/%s: %s%s", *key, reason, served, exc_info=bug)
-        return reason
+    def _take(self, key: Key) -> Opened | str:
+        """A version as it lies in the folder now; a device that isn't there refuses it, and ends nothing."""
+        shop = self._workshop
+        try:
+            return open_or_refuse(self._folder, key, shop.open_engine, shop.state, shop.false_alarm)
+        except DeviceUnavailable as error:
+            log.error("refused %s/%s: %s", *key, error)
+            return str(error)
 
     def _serve(self, model: Model) -> None:
         """Serve a model from now on, in place of one of the same name and version if there is one."""
@@ -237,7 +241,7 @@ class Repository:
 
     def _known(self) -> set[Key]:
         """What is served, and what was refused or unloaded."""
-        return {(name, version) for name, version, _ in self._models.states()}
+        return {(name, version) for name, version, _, _ in self._models.states()}
 
 
 def mark(folder: Path) -> Mark:

@@ -56,6 +56,8 @@ def group_means(values: Doubles, bank: Bank) -> Doubles:
     Only a contiguous last axis is summed over: NumPy's order of summation then depends on the group's size alone,
     and a row's score stays the same to the last bit whatever else is in the array.
     """
+    if len(bank.groups) == bank.draws:  # plain draws, each a group
+        return np.asarray(values, np.float64)
     sizes = set(bank.groups)
     if len(sizes) == 1:
         grouped = np.ascontiguousarray(values).reshape(len(values), len(bank.groups), -1)

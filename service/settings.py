@@ -53,7 +53,12 @@ class Settings(BaseSettings):
     gpu_memory_mb: int = Field(
         0, ge=0, le=1_048_576, description="most MiB that one graph's arena may take on the device; 0: no bound"
     )
-    lanes: int = Field(0, ge=0, le=256, description="threads that compute; 0: one for each core of the CPU quota")
+    workers: int = Field(
+        0, ge=0, le=256, description="processes that serve the port, on Linux and without CUDA; 0: one"
+    )
+    lanes: int = Field(
+        0, ge=0, le=256, description="threads that compute, of each worker; 0: its share of the cores of the CPU quota"
+    )
     batch: int = Field(1024, ge=1, le=1_048_576, description="most decoder rows (rows × draws) in one engine call")
     batch_ms: int = Field(
         25, ge=1, le=60_000, description="about how long one engine call may take; slow graphs get smaller batches"

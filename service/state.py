@@ -72,7 +72,8 @@ class Prepared:
         """Make the rename last, and put away the arrays that counted before; what fails here costs nothing."""
         with contextlib.suppress(OSError):
             _sync(self.folder)
-            if self.before and self.before != self.facts.file:
+            # another process may have made the one before count again
+            if self.before and self.before not in (self.facts.file, _named(self.folder)):
                 (self.folder / self.before).unlink(missing_ok=True)
 
     def discard(self) -> None:

@@ -40,6 +40,7 @@ ARROWS = {
     "settings": set[str](),
     "metrics": set[str](),
     "logs": set[str](),
+    "workers": LEAVES | {"settings", "metrics", "models", "engine", "lanes", "footing", "door"},
     "http": LEAVES | {"operations", "models", "footing", "door"},
     "http.admin": LEAVES | {"models", "repository"},
     "http.telemetry": LEAVES | {"operations", "models", "door", "metrics"},

@@ -18,7 +18,7 @@ from service.artifact import Array, Arrays, Graph
 from service.engine import golden
 from service.engine.cuda import GATE, Gate
 from service.engine.grid import Grid, Layout, Tile
-from service.engine.slot import UNCAPTURED, Buffers, Rows, Shape, Slot
+from service.engine.slot import Buffers, Rows, Shape, Slot
 from service.errors import ArtifactRefused
 
 PAIR = 2  # slots on a device: one whose batch is computed, one that is filled or emptied
@@ -54,8 +54,10 @@ class Stage:
     def run(self, rows: Rows, shared: Mapping[str, Array]) -> Arrays:
         """The graph's answers to all rows, at all draws. Rows and draws are cut where they are more than fit."""
         count, draws = self._measure(rows, shared)
-        if not count or not draws:
-            return self._plain(rows, shared)
+        if not count:
+            return {name: np.empty(port.shape(0, draws), port.dtype) for name, port in self._layout.outputs.items()}
+        if not draws:
+            return self._without_draws(rows, count)
         parts = [(tile, self._tile(rows, shared, tile)) for tile in self.grid.tiles(count, draws)]
         return parts[0][1] if len(parts) == 1 else self._joined(parts, count, draws)
 
@@ -79,15 +81,14 @@ class Stage:
                 raise ValueError(f"inputs differ in {axis}: {', '.join(map(str, sorted(found_lengths)))}")
         return lengths["n"].pop(), lengths["k"].pop() if lengths["k"] else 1
 
-    def _plain(self, rows: Rows, shared: Mapping[str, Array]) -> Arrays:
-        """No rows or no draws, which no shape of the grid is: by an ordinary run."""
-        feeds = {name: np.concatenate(parts) for name, parts in rows.items()} | dict(shared)
-        options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", UNCAPTURED)
-        found: list[Array] = []
-        with self._gate.together():
-            self._on(lambda: found.extend(self._session.run(list(self._layout.outputs), feeds, options)))
-        return dict(zip(self._layout.outputs, found, strict=True))
+    def _without_draws(self, rows: Rows, count: int) -> Arrays:
+        """What doesn't depend on draws, by one draw of zeros that is then left out: no shape of the grid has none."""
+        inputs, outputs = self._layout.inputs, self._layout.outputs
+        one = {name: np.zeros(port.shape(count, 1), port.dtype) for name, port in inputs.items() if "k" in port.axes}
+        banks = {name: array for name, array in one.items() if inputs[name].axes == "k"}
+        drawn = {name: [array] for name, array in one.items() if name not in banks}
+        answers = self.run({**rows, **drawn}, banks)
+        return {name: array[:, :0] if outputs[name].axes == "nk" else array for name, array in answers.items()}
 
     def _tile(self, rows: Rows, shared: Mapping[str, Array], tile: Tile) -> Arrays:
         with self._gate.together(), self._slot() as slot:

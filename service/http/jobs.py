@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from service.artifact import Array
 from service.errors import Problem
 from service.http import wire
-from service.http.exchange import INLINE, Desk, Drop, Heard, Held, Operation, checked, off_loop, signed
-from service.http.telemetry import Visit
+from service.http.exchange import INLINE, Desk, Drop, Heard, Held, Operation, checked, find, off_loop, signed
+from service.http.express import Entry
+from service.http.scores import Columns, Score
+from service.http.telemetry import Sitting, Visit
+from service.models import Model
 
 Reply = tuple[bytes, bytes]  # headers, each ended as HTTP ends lines, and the body
 Tell = Callable[[Reply | Exception], None]
@@ -80,6 +84,45 @@ class Described(Job):
         return HEADS[self._form], text
 
 
+class Scores:
+    """How scores are spoken of on /v1, in JSON: what the express needs to know of it."""
+
+    def __init__(self, desk: Desk, operation: Operation[Any], name: str, version: str | None) -> None:
+        self._desk, self._operation, self._name, self._version = desk, operation, name, version
+        self._seen: dict[tuple[tuple[str, Any], ...], Score] = {}  # fields that were found right
+
+    def model(self) -> Model:
+        """See Speaker."""
+        return find(self._desk.models, self._name, self._version)
+
+    def read(self, model: Model, body: bytes) -> tuple[Score, Array, None]:
+        """See Speaker."""
+        limits = self._desk.limits
+        read = wire.read_json(body, "inputs", limits, tuple(model.manifest.event_shape))
+        if read.array is None:
+            raise ValueError("no rows")
+        given = tuple(read.fields.items())
+        kinds = {type(value) for _, value in given}
+        if kinds <= {int, float} and (known := self._seen.get(given)) is not None:
+            asked = known
+        else:
+            asked = checked(self._operation.fields, read, "inputs")
+            if kinds <= {int, float} and len(self._seen) < SEEN:
+                self._seen[given] = asked
+        limits.check(len(read.array), asked.draws or model.draws)
+        return asked, read.array, None
+
+    def write(self, columns: Columns, start: int, stop: int, entry: Entry) -> Reply:
+        """See Speaker."""
+        if not columns.plain(entry.asked):
+            raise ValueError("this takes more than columns")
+        return HEADS[wire.JSON], wire.dumps(signed(columns.model, columns.fields(start, stop, entry.asked.alpha)))
+
+    def count(self, sitting: Sitting, seconds: float) -> None:
+        """There is nothing more to note."""
+
+
+SEEN = 64  # combinations of fields that are remembered
 HEADS = {form: b"content-type: " + form.encode() + b"\r\n" for form in (wire.JSON, wire.NPZ)}
 
 
@@ -88,6 +131,19 @@ class Finder:
 
     def __init__(self, desk: Desk, operations: Mapping[str, Operation[Any]]) -> None:
         self._desk, self._operations = desk, operations
+
+    def scores(self, parts: Sequence[str], heads: Mapping[bytes, bytes]) -> Scores | None:
+        """Who speaks of scores at a path, to requests with these headers, where the express serves them."""
+        usual = heads.keys() <= {b"content-type", b"content-length", b"accept", b"accept-encoding"}
+        said = heads.get(b"accept", b"*/*") in (b"*/*", b"application/json")
+        if not usual or not said or heads.get(b"content-type", b"application/json") != b"application/json":
+            return None
+        match parts:
+            case ["", "v1", "models", model, "score"]:
+                return Scores(self._desk, self._operations["score"], model, None)
+            case ["", "v1", "models", model, "versions", version, "score"]:
+                return Scores(self._desk, self._operations["score"], model, version)
+        return None
 
     def __call__(self, parts: Sequence[str]) -> Callable[[Heard, Visit], Job] | None:
         """What begins the job, by the path's parts."""

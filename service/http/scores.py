@@ -7,8 +7,9 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
 
-from service import operations
-from service.artifact import Array
+from service import anomaly, operations
+from service.appraisal import Yardstick
+from service.artifact import Array, Arrays
 from service.errors import Problem
 from service.http import latents
 from service.http.exchange import INLINE, Answered, Desk, Drop, Fields, Operation
@@ -130,6 +131,53 @@ def quick(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visit, tel
 
     rule = operations.Rule(asked.alpha, asked.fdr, asked.correction, asked.confidence)
     return operations.post_score(model, rows, draws, asked.seed, rule, visit.errand, told)
+
+
+class Columns:
+    """What an appraisal found of many requests' rows, turned into numbers of answers all at once."""
+
+    def __init__(self, model: Model, by: Yardstick, x: Array, found: Arrays) -> None:
+        self.facts, self.arrays = operations.standing(model, by, x, found)
+        self.df, self.seed, self.draws = by.error_df, by.bank.seed, by.bank.draws
+        self.model, self.by = model, by
+        self.flagged = 0
+        self._lists: dict[str, list[float]] | None = None
+        self._names = [name for name in anomaly.KINDS if name in found]
+
+    def plain(self, asked: Score) -> bool:
+        """Whether a request is answered by columns alone: nothing decides its rows together, nor corrects or warns."""
+        smallest = self.facts.smallest_p
+        usual = asked.fdr is None and asked.correction == "none" and not asked.explain and not asked.conditionals
+        return usual and (smallest is None or smallest <= asked.alpha)
+
+    def fields(self, start: int, stop: int, alpha: float) -> dict[str, Any]:
+        """Some rows' answer by the names of the wire, in the wire's order."""
+        lists = self._lists
+        if lists is None:
+            lists = self._lists = {name: array.tolist() for name, array in self.arrays.items()}
+        rows = {name: values[start:stop] for name, values in lists.items()}
+        p = rows.get("p_value")
+        flags = None if p is None else [None if value != value else value <= alpha for value in p]
+        self.flagged += sum(map(bool, flags or ()))
+        fields = {
+            "elbo": rows["elbo"],
+            "elbo_error": rows["elbo_error"],
+            "elbo_error_df": self.df,
+            "log_likelihood": rows["log_likelihood"],
+            "kl": rows["kl"],
+            "scores": {
+                name: {"value": rows[f"scores.{name}.value"], "p_value": rows.get(f"scores.{name}.p_value")}
+                for name in self._names
+            },
+            "p_value": p,
+            "anomaly": flags,
+            "calibration": _facts(self.facts),
+            "seed": self.seed,
+            "draws": self.draws,
+        }
+        if "bits_per_dim" in rows:
+            fields["bits_per_dim"] = rows["bits_per_dim"]
+        return fields
 
 
 def on_the_wire(found: operations.Score) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.door import Door, Era
 from service.http.errors import answer_problem
-from service.metrics import Metrics
+from service.metrics import Metrics, observe_all
+from service.models import Model
 from service.operations import Errand
 
 log = logging.getLogger("service.access")
@@ -47,6 +48,31 @@ class Visit:
         )
 
 
+@dataclass(slots=True)
+class Sitting:
+    """Requests that are answered together, as the books know them; parse, queued and computed are seconds of each."""
+
+    model: Model
+    parse: float
+    queued: float = 0.0
+    computed: float = 0.0
+    rows: int = 0
+    anomalies: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def note(self, rows: int, seconds: float) -> None:
+        """One of them has its answer."""
+        self.rows += rows
+        self.seconds.append(seconds)
+
+    def timing(self, total: float) -> bytes:
+        """One's id, and its Server-Timing header, as header lines."""
+        return (
+            f"x-request-id: {random.getrandbits(128):032x}\r\nserver-timing: parse;dur={self.parse * 1e3:.3f}, "
+            f"queue;dur={self.queued * 1e3:.3f}, infer;dur={self.computed * 1e3:.3f}, total;dur={total * 1e3:.3f}\r\n"
+        ).encode()
+
+
 class Books:
     """What is written down of every request: metrics and the access log. Children of metrics are looked up once."""
 
@@ -64,30 +90,57 @@ class Books:
             visit = Visit(named.decode(), time.perf_counter())
         else:
             visit = Visit(f"{random.getrandbits(128):032x}", time.perf_counter())  # no secret: no system call
-        visit.era = self.door.enter()
+        visit.era = self.door.come()
         return visit
 
     def close(self, visit: Visit, method: str, path: str) -> None:
         """A request has its answer."""
         assert visit.era is not None
-        self.door.leave(visit.era)
+        self.door.go(visit.era)
         seconds = time.perf_counter() - visit.arrived
         operation, model, metrics = visit.operation, visit.model, self._metrics
         key = operation, model, visit.status
         if (counted := self._counted.get(key)) is None:
             counted = self._counted[key] = metrics.requests.labels(operation, model, str(visit.status))
-        counted.inc()
+        metrics.later(counted)
         if (timed := self._timed.get(operation)) is None:
             timed = self._timed[operation] = metrics.seconds.labels(operation)
         timed.observe(seconds)
         if visit.rows and visit.status == 200:
             if (rows := self._rows.get((operation, model))) is None:
                 rows = self._rows[operation, model] = metrics.rows.labels(operation, model)
-            rows.inc(visit.rows)
+            metrics.later(rows, visit.rows)
         if visit.anomalies:
             metrics.anomalies.labels(model).inc(visit.anomalies)
         if self._access != "none":
             self._log(visit, method, path, seconds)
+
+    def gone(self, path: str, operation: str = "score", model: str = "") -> None:
+        """The caller of a request left before its answer."""
+        visit = Visit("", time.perf_counter(), operation, model, status=499)
+        self.close(visit, "POST", path)
+
+    def close_many(self, operation: str, model: str, sitting: Sitting) -> None:
+        """Requests of one operation have their answers, all of them as asked."""
+        count = len(sitting.seconds)
+        self.door.inside -= count
+        key = operation, model, 200
+        if (counted := self._counted.get(key)) is None:
+            counted = self._counted[key] = self._metrics.requests.labels(operation, model, "200")
+        self._metrics.later(counted, count)
+        if (timed := self._timed.get(operation)) is None:
+            timed = self._timed[operation] = self._metrics.seconds.labels(operation)
+        observe_all(timed, sitting.seconds)
+        if (rows := self._rows.get((operation, model))) is None:
+            rows = self._rows[operation, model] = self._metrics.rows.labels(operation, model)
+        self._metrics.later(rows, sitting.rows)
+        if sitting.anomalies:
+            self._metrics.later(self._metrics.anomalies.labels(model), sitting.anomalies)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no request gets a line for being answered."""
+        return self._access != "all"
 
     def _log(self, visit: Visit, method: str, path: str, seconds: float) -> None:
         probe = visit.operation in ("livez", "readyz")  # whoever probes sees the answer; a line a second helps nobody
@@ -137,7 +190,7 @@ class Telemetry:
                 headers = list(message.get("headers", []))
                 headers.append((b"x-request-id", visit.id.encode()))
                 headers.append((b"server-timing", visit.timing(time.perf_counter() - visit.arrived).encode()))
-                if self._books.door.state != "open" and not any(name == b"connection" for name, _ in headers):
+                if self._books.door.parting and not any(name == b"connection" for name, _ in headers):
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             await send(message)

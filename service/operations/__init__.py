@@ -4,6 +4,7 @@ Rows are checked here, before they queue, so that one bad row never reaches its 
 with each operation: it carries the deadline in and the clock readings out.
 """
 
+from service.batcher import Answer, Ticket
 from service.operations.calibrations import Keeping, calibrate, facts, refer
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
@@ -19,9 +20,21 @@ from service.operations.latents import (
     sample,
 )
 from service.operations.rows import admit
-from service.operations.scores import Calibrated, Explanation, Rule, Score, Standing, measure, post_score, score, terms
+from service.operations.scores import (
+    Calibrated,
+    Explanation,
+    Rule,
+    Score,
+    Standing,
+    measure,
+    post_score,
+    score,
+    standing,
+    terms,
+)
 
 __all__ = [
+    "Answer",
     "Calibrated",
     "Encoding",
     "Errand",
@@ -33,6 +46,7 @@ __all__ = [
     "Samples",
     "Score",
     "Standing",
+    "Ticket",
     "admit",
     "calibrate",
     "decode",
@@ -49,5 +63,6 @@ __all__ = [
     "refer",
     "sample",
     "score",
+    "standing",
     "terms",
 ]

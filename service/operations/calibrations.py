@@ -7,7 +7,7 @@ very number that is returned.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,12 +31,17 @@ USUAL = Choice(score="elbo", why="it bounds log p(x), the density that the model
 GRAPHS = ("elbo", "encoder", "terms")
 
 
+async def _nobody(_: Model) -> None:
+    """Nobody else serves the model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Where calibrations are kept, and the false-alarm rate of their watch for drift."""
+    """Where calibrations are kept, the false-alarm rate of their watch for drift, and who else is told of one."""
 
     folder: Path
     false_alarm: float
+    told: Callable[[Model], Awaitable[None]] = _nobody
 
 
 async def refer(
@@ -120,6 +125,7 @@ async def calibrate(models: Models, model: Model, inputs: Array, keeping: Keepin
         )
         prepared = await _unless_cancelled(writing)
         _swap(models, model, found, prepared)
+        await keeping.told(model)
     return found
 
 

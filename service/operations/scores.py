@@ -161,6 +161,27 @@ def post_score(
     return lambda: door.drop(ticket)
 
 
+def standing(model: Model, by: Yardstick, x: Array, found: Arrays) -> tuple[Calibrated, dict[str, Doubles]]:
+    """What an appraisal of many requests' rows gives each of them by the usual rule, by the names that it has in npz.
+
+    Not of models for rows with missing values: what is said of these depends on a request's other rows.
+    """
+    if model.manifest.missing:
+        raise ValueError("rows may have missing values")
+    facts = _facts(model.calibrated, by)
+    columns = {name: found[name] for name in ("elbo", "elbo_error", "log_likelihood", "kl")}
+    for name in anomaly.KINDS:
+        if name in found:
+            columns[f"scores.{name}.value"] = found[name]
+        if (p := found.get(P + name)) is not None:
+            columns[f"scores.{name}.p_value"] = p
+    if facts.score and (chosen := found.get(P + facts.score)) is not None:
+        columns["p_value"] = chosen
+    if model.manifest.discrete:
+        columns["bits_per_dim"] = scoring.bits_per_dim(found["elbo"], observed(x, model.manifest))
+    return facts, columns
+
+
 def _judged(model: Model, x: Array, by: Yardstick, found: Arrays, rule: Rule) -> Score:
     """A score from what an appraisal found, by a rule."""
     facts = _facts(model.calibrated, by)

@@ -38,12 +38,13 @@ def test_it_runs_on_the_cpu(
     results = tmp_path / "gpu.md"
     monkeypatch.setattr(gpu, "RESULTS", results)
     few = ["--device", "cpu", "--folder", str(tmp_path), "--models", "tiny", "--seconds", "0.05", "--callers", "2"]
-    gpu.main([*few, "--rows", "1", "4", "--many", "40"])
+    gpu.main([*few, "--rows", "1", "4", "--many", "40", "--requests", "1", "8"])
     assert not results.exists()
     said = capsys.readouterr().out
     lines = [line for line in said.splitlines() if line.startswith("| ") and "rows" not in line]
     assert [line.split(" | ")[:2] for line in lines[:3]] == [["| 1", "16"], ["| 4", "16"], ["| 1", "40"]]
-    assert len(lines) == 3 + len(gpu.REQUESTS) + 1
+    assert [line.split(" | ")[:3] for line in lines[3:5]] == [["| tiny", "1", "2"], ["| tiny", "8", "2"]]
+    assert len(lines) == 3 + 2 + 1
     assert "runtime captured: skipped, it is CUDA's alone" in said
     assert "torch eager: skipped, the weights of tiny are in its graphs alone" in said
 

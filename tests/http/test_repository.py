@@ -16,12 +16,16 @@ import httpx
 import orjson
 import pytest
 import tritonclient.http as triton
+from starlette.requests import Request
 from tritonclient.utils import InferenceServerException
 
 from service import artifact
-from service.app import build
+from service.app import ELSEWHERE
 from service.artifact import Artifact
 from service.engine import Engine, open_engine
+from service.errors import Malformed, Unauthorised
+from service.http.admin import Admin
+from service.http.telemetry import Visit
 from service.models import Model
 from tests.kit import (
     PATIENCE,
@@ -131,14 +135,14 @@ async def test_the_page_says_that_a_token_is_needed(tiny: Path) -> None:
 
 
 async def test_one_of_several_processes_says_where_to_ask(tiny: Path) -> None:
-    """Changing one of them would make their answers differ."""
-    app = build(guarded(tiny), elsewhere="send SIGHUP to the supervisor")
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-    async with app.router.lifespan_context(app), client:
-        said = error(await client.post("/v2/repository/models/tiny/load", headers=BEARER), 400)
-        assert said == "send SIGHUP to the supervisor"
-        refused(await client.post("/v1/models/tiny/unload", headers=BEARER), 400)
-        refused(await client.post("/v1/models/tiny/unload"), 401)
+    """Changing one of them would make their answers differ; who has no token isn't told."""
+    async with open_house(guarded(tiny)) as house:
+        guard = Admin(house.app.state.desk, house.app.state.repository, TOKEN, ELSEWHERE)
+    scope: dict[str, Any] = {"type": "http", "headers": [], "visit": Visit("mine", 0.0)}
+    with pytest.raises(Unauthorised):
+        guard.check(Request(scope))
+    with pytest.raises(Malformed, match="send SIGHUP to the supervisor"):
+        guard.check(Request({**scope, "headers": [(b"authorization", f"Bearer {TOKEN}".encode())]}))
 
 
 # ---------------------------------------------------------------- what comes
@@ -362,10 +366,10 @@ async def test_who_stays_for_ever_is_waited_for_as_long_as_a_request_may_take(ti
     """Past the longest deadline nobody who is still inside has anything to ask."""
     copied("mayfly", tiny)
     async with open_house(guarded(tiny, max_timeout_ms=50)) as house:
-        stays = house.app.state.door.enter()
+        stays = house.app.state.door.come()
         answered(await change(house, "mayfly/unload"))
         await until(lambda: not doors())
-        house.app.state.door.leave(stays)
+        house.app.state.door.go(stays)
         assert house.app.state.door.inside == 0
 
 

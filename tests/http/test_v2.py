@@ -69,8 +69,10 @@ async def test_health_is_that_of_livez_and_readyz(small: Path) -> None:
         await until(lambda: not house.app.state.models.unready())
         assert await got(house, "/v2/health/ready") == {"live": True, "ready": True}
         assert await got(house, f"{ROOT}/ready") == {"name": "tiny", "ready": True}
+        assert (await house.client.head("/v2/health/ready")).status_code == 200
         door = house.app.state.door
         door.state = "draining"
+        assert (await house.client.head("/v2/health/ready")).status_code == 503
         assert "draining" in error(await house.client.get("/v2/health/ready"), 503)
         opened(await send(house.client, "tiny", ROWS))  # while draining, requests are served
         door.state = "closed"

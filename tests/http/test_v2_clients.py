@@ -105,6 +105,19 @@ def test_tritonclient_calls_every_operation(address: str, client: triton.Inferen
     np.testing.assert_array_equal(sampled.as_numpy("outputs"), again.as_numpy("outputs"), strict=True)
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritonclient_reads_an_explanation(address: str, client: triton.InferenceServerClient, binary: bool) -> None:
+    """Asked for by the names of its tensors, text among them."""
+    rows = golden_rows("breast-cancer")[:2]
+    names = ["latent_kl", "feature_names", "feature_log_likelihood", "feature_deviation"]
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
+    result = client.infer("breast-cancer", [given(rows)], outputs=outputs)
+    response = httpx.post(f"{address}/v1/models/breast-cancer/score", json={"inputs": rows.tolist(), "explain": True})
+    for name in names:
+        found = result.as_numpy(name).tolist()
+        assert [one.decode() if isinstance(one, bytes) else one for one in found] == response.json()[name]
+
+
 def test_tritonclient_asks_what_there_is(client: triton.InferenceServerClient) -> None:
     """Health, metadata, configuration, statistics and the index; and is refused what there isn't."""
     assert client.is_server_live()

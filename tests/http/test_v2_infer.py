@@ -517,8 +517,10 @@ async def test_the_lane_answers_as_the_app_does(house: House, address: str) -> N
     content, headers = framed({"id": "a", "inputs": [binary(ROWS)]}, ROWS.tobytes())
     explained = {"inputs": [tensor(ROWS)], "parameters": {"binary_data_output": True, "explain": True}}
     hurried = {"inputs": [tensor(ROWS)], "parameters": {"timeout": 20_000_000}}
+    many = framed({"inputs": [binary(digits(40))]}, digits(40).tobytes())
     bodies += [
         ("tiny", content, headers),
+        ("tiny", many[0], many[1] | {"accept-encoding": "gzip"}),
         ("tiny", content, headers | {"accept-encoding": "gzip"}),
         ("tiny", gzip.compress(content), headers | {"content-encoding": "gzip"}),
         ("tiny", ROWS[:1].tobytes(), {LENGTH: "0"}),
@@ -567,7 +569,9 @@ def test_the_protocol_is_a_function_of_bytes() -> None:
         content, int(headers[LENGTH]), [Tensor("inputs", "UINT8", (-1, 8, 8))], Limits(1000, 64, 9, 9, 99)
     )
     np.testing.assert_array_equal(asked.inputs["inputs"], ROWS, strict=True)
-    found = answer.flat({"elbo": np.array([1.5, np.nan]), "kl": None, "draws": 3, "scores": {"kl": {"value": ROWS}}})
+    found = answer.flat(
+        {"elbo": np.array([1.5, np.nan]), "kl": None, "draws": 3, "scores": {"kl": {"value": ROWS}}}, asked
+    )
     length, body = answer.write("tiny", "1", asked, found.scalars, answer.chosen(found, asked))
     response = httpx.Response(200, content=body, headers={"content-type": "application/json"})
     head, tensors = opened(response)

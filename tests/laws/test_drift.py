@@ -74,6 +74,23 @@ def test_false_alarms_come_at_most_as_often_as_is_said(n: int, shape: str) -> No
     assert stats.binomtest(alarms, trials, false_alarm, alternative="greater").pvalue > 1e-3
 
 
+@pytest.mark.parametrize("workers", [2, 4])
+def test_rows_of_several_workers_raise_no_more_false_alarms(workers: int) -> None:
+    """A group's one watch takes each worker's rows in chunks, as they come: in any order they are exchangeable."""
+    g = np.random.default_rng(workers)
+    false_alarm, alarms, trials = 0.1, 0, 250
+    for trial in range(trials):
+        watch = Watch(np.sort(g.normal(size=99)), false_alarm, seed=trial)
+        shares = [list(share) for share in np.array_split(g.normal(size=400), workers)]
+        while any(shares):
+            share = shares[g.integers(workers)]
+            chunk, share[:] = share[: (size := int(g.integers(1, 60)))], share[size:]
+            watch.see(np.array(chunk))
+        assert watch.rows == 400
+        alarms += watch.alarm
+    assert stats.binomtest(alarms, trials, false_alarm, alternative="greater").pvalue > 1e-3
+
+
 @pytest.mark.parametrize("shape", ["normal", "cauchy", "levels", "one level"])
 def test_a_watch_sees_ranks_that_are_uniform(shape: str) -> None:
     """Whatever the scores' law, ties or not: a served row falls into each bin as often as the bin has cells."""

@@ -14,7 +14,7 @@ from training.config import Unusable
 from training.tables import Table
 
 Doubles = NDArray[np.float64]
-QUICK = replace(tables.RECIPE, hidden=32, steps=150)
+QUICK = replace(tables.RECIPE, hidden=32, steps=150, exemplars=64, beside=64)
 
 
 def skewed(rows: int, columns: int, seed: int = 0) -> Doubles:
@@ -33,7 +33,7 @@ def test_the_bound_is_below_a_density_that_integrates_to_one() -> None:
 
     A bound from finitely many draws has an error, of either sign: hence many draws, and a little room.
     """
-    one = tables.fit(skewed(300, 1), replace(QUICK, members=1, draws=256), seed=3)
+    one = tables.fit(skewed(300, 1), replace(QUICK, members=1, draws=64, exemplars=32), seed=3)
     x = np.linspace(-400.0, 800.0, 3001)
     for bounds in one.bounds(x[:, None]):
         assert 0.6 < simpson(np.exp(bounds), x=x) < 1.005
@@ -64,6 +64,9 @@ def test_a_row_has_the_same_bits_in_any_company(table: Table) -> None:
     assert np.array_equal(table.score(rows[order]), scores[order])
     assert np.array_equal(table.score(rows[7:8]), scores[7:8])
     assert np.array_equal(table.score(np.concatenate((1e9 * rows, rows)))[300:], scores)
+    surprises = table.surprise(rows)
+    assert np.array_equal(table.surprise(rows[order]), surprises[order])
+    assert np.array_equal(table.surprise(rows[7:8]), surprises[7:8])
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:
@@ -85,7 +88,29 @@ def test_what_tables_are_like_in_practice() -> None:
     wild = np.concatenate((rows, rows + 1e3, np.full((1, 5), -1e15)))
     assert np.isfinite(fitted.score(wild)).all()
     assert fitted.score(rows).mean() > fitted.score(rows + 1e3).mean()
+    assert np.isfinite(fitted.surprise(wild)).all()
     assert np.isfinite(tables.fit(np.ones((8, 2)), replace(QUICK, steps=5)).score(np.zeros((2, 2)))).all()
+
+
+def test_what_is_like_the_fitted_rows_surprises_as_a_standard_normal_would(table: Table) -> None:
+    """Every member's surprises of new rows of the same source; stranger rows surprise more, without end."""
+    rows = skewed(2000, 3, seed=6)
+    for member, bounds in zip(table.members, table.bounds(rows), strict=True):
+        surprises = member.surprises(bounds)
+        assert abs(surprises.mean()) < 0.35  # among 60 held-out rows at least: 0.13, and what fitting costs
+        assert 0.7 < surprises.std() < 1.4
+    further = table.surprise(rows[:1] + np.array([[0.0], [1e3], [1e4], [1e5]]))
+    assert (np.diff(further) > 0).all()
+
+
+def test_a_row_that_was_seen_often_is_expected_where_it_was_seen() -> None:
+    """Two thin rings, one around the other: what lies between them surprises more than what lies on them."""
+    generator = np.random.default_rng(7)
+    angle, radius = generator.uniform(0, 2 * np.pi, 400), generator.choice([1.0, 3.0], 400)
+    rings = np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1) + 0.05 * generator.normal(size=(400, 2))
+    fitted = tables.fit(rings[:200], QUICK, seed=0)
+    between = 2.0 * np.stack((np.cos(angle[:50]), np.sin(angle[:50])), axis=1)
+    assert fitted.surprise(between).min() > np.median(fitted.surprise(rings[200:]))
 
 
 @pytest.mark.parametrize("rows", [np.zeros((7, 2)), np.zeros(30), np.full((30, 2), np.nan)])

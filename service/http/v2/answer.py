@@ -15,6 +15,7 @@ from service.http.v2 import tensors
 from service.http.v2.request import Inference, Wanted
 
 Found = Array | list[str]
+SPREAD = "scores."  # a field of fields of arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,15 @@ class Answer:
         return sum(len(found) if isinstance(found, list) else found.size for found in self.tensors.values())
 
 
-def flat(content: Mapping[str, Any]) -> Answer:
-    """An operation's fields under the names that they have in npz, `scores.kl.p_value`; what is null is left out."""
+def flat(content: Mapping[str, Any], asked: Inference) -> Answer:
+    """An operation's fields under the names that they have in npz, `scores.kl.p_value`; what is null is left out.
+
+    Where outputs are named, what is spread over inner fields is only gone through if one of them is in there.
+    """
     found: dict[str, Found] = {}
     scalars: dict[str, Any] = {}
+    if asked.outputs and not any(wanted.name.startswith(SPREAD) for wanted in asked.outputs):
+        content = {key: value for key, value in content.items() if key + "." != SPREAD}
     _flatten(content, "", found, scalars)
     return Answer(found, scalars)
 
@@ -90,18 +96,18 @@ def write(
 def _output(name: str, found: Found, binary: bool, buffers: list[bytes | memoryview]) -> dict[str, Any]:
     """An output as the JSON lists it; a binary one's buffer is laid beside."""
     if isinstance(found, list):
-        shape, datatype = [len(found)], tensors.BYTES
+        listed: dict[str, Any] = {"name": name, "datatype": tensors.BYTES, "shape": (len(found),)}
     else:
-        shape, datatype = list(found.shape), tensors.datatype_of(found.dtype)
-    listed: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
-    if not binary:
+        listed = {"name": name, "datatype": tensors.NAMES[found.dtype], "shape": found.shape}
+    if binary:
+        buffer = tensors.to_bytes(found)
+        listed["parameters"] = {"binary_data_size": len(buffer)}
+        buffers.append(buffer)
+    else:
         listed["data"] = found if isinstance(found, list) else _row_major(found)
-        return listed
-    buffer = tensors.to_bytes(found)
-    listed["parameters"] = {"binary_data_size": len(buffer)}
-    buffers.append(buffer)
     return listed
 
 
 def _row_major(array: Array) -> Array:
+    """An array as orjson takes it: of one axis, so that the data is flat."""
     return array if array.ndim == 1 and array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)

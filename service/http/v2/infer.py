@@ -25,6 +25,7 @@ from service.http.wire import JSON, Body, Limits
 
 LENGTH = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
+COPYING = 16  # bytes of a buffer that are copied, at the least, in the time that one of JSON takes to be read
 PACKING = 64  # numbers that are written in the time that one takes to be compressed
 
 
@@ -76,7 +77,7 @@ class Window:
         fields, array = prepared(served, wanted)
         found = await served.operation.work(desk, served.model, fields, array, visit)
         started = time.perf_counter()
-        answered = answer.flat(found)
+        answered = answer.flat(found, wanted)
         numbers = answered.numbers * (PACKING if heard.accept_encoding else 1)
         headers, body = await off_loop(numbers, lambda: composed(served, wanted, answered, heard.accept_encoding))
         return headers, body, time.perf_counter() - started
@@ -120,8 +121,10 @@ def parsed(content: bytes, encoding: str | None, length: str | None, served: Ser
 
 
 def effort(length: str | None, size: int) -> int:
-    """Bytes of a body that are worked on: buffers are only looked at."""
-    return min(size, int(length)) if length and length.isdecimal() and len(length) < 16 and length != "0" else size
+    """Bytes of JSON that a body is worth the work of: buffers are copied at most."""
+    if not length or not length.isdecimal() or len(length) > 15 or not 0 < int(length) <= size:
+        return size
+    return int(length) + (size - int(length)) // COPYING
 
 
 def _check_outputs(served: Served, wanted: Inference) -> None:

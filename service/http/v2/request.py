@@ -301,18 +301,19 @@ def _wanted(outputs: object) -> tuple[Wanted, ...]:
         if name in found:
             raise Malformed(f"output {name[:80]} is asked for twice")
         parameters = one.get("parameters")
-        found[name] = Wanted(name, _form(name, parameters) if parameters else None)
+        binary = parameters.get("binary_data") if type(parameters) is dict and len(parameters) == 1 else None
+        if binary is not True and binary is not False and parameters:  # it says more, or something else
+            binary = _form(name, parameters)
+        found[name] = Wanted(name, binary)
     return tuple(found.values())
 
 
 def _form(name: str, parameters: Any) -> bool | None:
     """Whether an output is to be binary, by its parameters."""
     _check_parameters(parameters, "output", name)
-    binary = parameters.get("binary_data")
-    if isinstance(binary, bool) and len(parameters) == 1:
-        return binary
     if parameters.get("classification"):
         raise Malformed(f"output {name[:80]}: classification is not offered")
+    binary = parameters.get("binary_data")
     return None if binary is None else _flag(binary, f"binary_data of output {name[:80]}")
 
 

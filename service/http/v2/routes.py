@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -17,11 +17,18 @@ from service.http.exchange import read_body
 from service.http.v2 import pages, served
 from service.http.v2.infer import Window
 from service.http.wire import JSON
+from service.models import State
 
 NAME, VERSION = "vae-serve", "0.1.0"
 EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics")
 MODEL = ("/v2/models/{model}/versions/{version}", "/v2/models/{model}")
 METHODS = ["GET", "POST"]
+STATES: Mapping[State, str] = {
+    "served": "READY",
+    "loading": "LOADING",
+    "refused": "UNAVAILABLE",
+    "unloaded": "UNAVAILABLE",
+}
 # What Triton's clients may also ask for, and why they don't get it here.
 ABSENT = {
     "/v2/trace/setting": "tracing",
@@ -81,12 +88,14 @@ def _add_server(
         _note(request, "metadata")
         return _json({"name": NAME, "version": VERSION, "extensions": extensions})
 
+    @routes.api_route("/v2/health/live", methods=["GET", "HEAD"], include_in_schema=False)
     @routes.get("/v2/health/live", responses=pages.answers(pages.Live, 503))
     async def live(request: Request) -> Response:
         """As /livez says."""
         _note(request, "livez")
         return _condition("live", {"live": True}, faults())
 
+    @routes.api_route("/v2/health/ready", methods=["GET", "HEAD"], include_in_schema=False)
     @routes.get("/v2/health/ready", responses=pages.answers(pages.Ready, 503))
     async def ready(request: Request) -> Response:
         """As /readyz says."""
@@ -149,15 +158,15 @@ def _add_index(routes: APIRouter, window: Window) -> None:
         """Every model and version on disk, and why one isn't served; with ready, those that are served alone."""
         _note(request, "catalogue")
         listed: list[dict[str, str]] = []
-        wanted = await _object(request, window)
-        for name, version, reason in desk.models.states():
-            if reason is None:
-                model = desk.models.get(name, version)
-                ready = {"version": str(version), "state": "READY", "reason": ""}
-                listed += [{"name": other, **ready} for other, _ in shelf.names(model)]
-            elif wanted.get("ready") is not True:
-                state = "LOADING" if "being loaded" in reason else "UNAVAILABLE"
-                listed.append({"name": name, "version": str(version), "state": state, "reason": reason})
+        only = (await _object(request, window)).get("ready") is True
+        for name, version, state, reason in desk.models.states():
+            if state == "served":
+                names = [other for other, _ in shelf.names(desk.models.get(name, version))]
+            else:
+                names = [] if only else [name]
+            listed += [
+                {"name": other, "version": str(version), "state": STATES[state], "reason": reason} for other in names
+            ]
         return _json(listed)
 
     routes.add_api_route(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.http.telemetry import Visit
+from service.http.telemetry import Sitting, Visit
 from service.http.v2.served import GRAPHS, Served
 from service.metrics import Metrics
 
@@ -41,15 +41,28 @@ class Tally:
     def succeeded(self, served: Served, visit: Visit, written: float) -> None:
         """Count an answer; written is the seconds that its bytes took."""
         counters = self._of(served)
-        counters.counts["success"].inc()
-        counters.rows.inc(visit.rows)
+        count, seconds = self.metrics.later, counters.seconds
+        count(counters.counts["success"])
+        count(counters.rows, visit.rows)
         counters.last.set(time.time())
-        seconds = counters.seconds
-        seconds["success"].inc(time.perf_counter() - visit.arrived)
-        seconds["queue"].inc(visit.errand.queued)
-        seconds["compute_input"].inc(visit.parse)
-        seconds["compute_infer"].inc(visit.errand.computed)
-        seconds["compute_output"].inc(written)
+        count(seconds["success"], time.perf_counter() - visit.arrived)
+        count(seconds["queue"], visit.errand.queued)
+        count(seconds["compute_input"], visit.parse)
+        count(seconds["compute_infer"], visit.errand.computed)
+        count(seconds["compute_output"], written)
+
+    def succeeded_many(self, served: Served, sitting: Sitting, written: float) -> None:
+        """Count answers that were computed together; written is the seconds that the bytes of all took."""
+        counters, count = self._of(served), self.metrics.later
+        answers, seconds = len(sitting.seconds), counters.seconds
+        count(counters.counts["success"], answers)
+        count(counters.rows, sitting.rows)
+        counters.last.set(time.time())
+        count(seconds["success"], sum(sitting.seconds))
+        count(seconds["queue"], answers * sitting.queued)
+        count(seconds["compute_input"], answers * sitting.parse)
+        count(seconds["compute_infer"], answers * sitting.computed)
+        count(seconds["compute_output"], written)
 
     def failed(self, served: Served, visit: Visit) -> None:
         """Count a request that wasn't answered, whosever fault it was."""

@@ -1,150 +1,15 @@
-"""Models: what is served, by name and version. Knows how an artifact becomes a model, not what is asked of it."""
+"""Registry: what is served, by name and version, what isn't and why, and who is ready. Knows no folder."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Literal
 
-from service import artifact, footing, noise, works
-from service.appraisal import Yardstick
-from service.artifact import Array, Arrays, Artifact, Manifest
-from service.batcher import Answer, Batcher, BatchReport, Work
-from service.calibration import References
-from service.cost import Cost
-from service.engine import Engine
 from service.errors import NotReady, Unknown
-from service.footing import Footing
-from service.lanes import Lanes
-from service.works import SCORE, Appraising, GraphWork
+from service.models.model import Key, Model
 
-Opener = Callable[[Artifact], Engine]
-Key = tuple[str, int]  # name and version
-
-DEFAULT_DRAWS, DEFAULT_SEED = 16, 0
-KEPT = 32  # yardsticks of a model; a bank of 4,096 draws in 32 latents holds 0.5 MB
-SMALLEST = 16  # decoder rows in a batch, however slow the graph: the draws of one row
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """How models are run: what opens an engine, the lanes, how large a batch and a waiting room are, who is told.
-
-    size is the most decoder rows in an engine call, seconds about how long one may take. Both bound what a batch holds
-    in memory, which grows with the work, and how long a small request waits for a piece of a large one. patience and
-    inline are those of a Batcher. false_alarm is
-    that of the watch for drift; 0: none. state is where calibrations are kept that were made while serving.
-    """
-
-    open_engine: Opener
-    lanes: Lanes
-    size: int = 1024
-    seconds: float = 0.025
-    room: int = 2_097_152
-    patience: float = math.inf
-    inline: float = 0.0
-    report: Callable[[Manifest, BatchReport], None] = lambda _manifest, _report: None
-    opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
-    closed: Callable[[Model], None] = lambda _model: None
-    forgotten: Callable[[str, int], None] = lambda _name, _version: None
-    refused: Callable[[str, int], None] = lambda _name, _version: None
-    false_alarm: float = 0.0
-    state: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Model:
-    """A manifest with its digest, a door to each of its graphs, and what its p-values rest on.
-
-    Calibrated again it is another Model on the same doors: a request keeps the one that it began with.
-    """
-
-    manifest: Manifest
-    engine: Engine
-    doors: Mapping[str, Batcher] = field(repr=False)
-    golden: Arrays = field(repr=False)
-    digest: str
-    footing: Footing | None = field(repr=False)
-    yardsticks: dict[tuple[int, int, bool], Yardstick] = field(default_factory=dict, repr=False, init=False)
-
-    @property
-    def key(self) -> Key:
-        """Its name and version."""
-        return self.manifest.name, self.manifest.version
-
-    async def ask(
-        self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float = math.inf
-    ) -> Answer:
-        """Have one graph computed for some rows; see Batcher.submit."""
-        if bank is None:
-            return await self.doors[graph].submit(rows, deadline=deadline)
-        key = (bank.seed, bank.draws)
-        return await self.doors[graph].submit(rows, bank=bank.noise, key=key, deadline=deadline)
-
-    async def appraise(self, x: Array, by: Yardstick, *, deadline: float = math.inf) -> Answer:
-        """Have rows appraised, in one call together with others that are measured by the same."""
-        return await self.doors[SCORE].submit({"x": x}, bank=by, key=by, deadline=deadline)
-
-    def check(self) -> None:
-        """Overloaded while who comes now to be scored would wait too long for a turn."""
-        self.doors[SCORE].check()
-
-    def close(self) -> None:
-        """Refuse newcomers and settle everyone who waits; what serves its doors ends."""
-        for door in self.doors.values():
-            door.close()
-
-    async def bank(self, seed: int, draws: int) -> noise.Bank:
-        """The noise of an estimator: the calibrated bank as stored, others made on demand and kept a while."""
-        if self.calibrated and (self.calibrated.seed, self.calibrated.draws) == (seed, draws):
-            return self.calibrated
-        return await asyncio.to_thread(noise.bank, seed, draws, self.manifest.latent_size)
-
-    async def yardstick(self, seed: int, draws: int, *, served: bool) -> Yardstick:
-        """What rows are measured by: one for an estimator, so that requests can share calls."""
-        return self.kept(seed, draws, served) or self._keep(await self.bank(seed, draws), served)
-
-    def kept(self, seed: int, draws: int, served: bool) -> Yardstick | None:
-        """The yardstick, if it was asked for of late."""
-        return self.yardsticks.get((seed, draws, served))
-
-    def _keep(self, bank: noise.Bank, served: bool) -> Yardstick:
-        if len(self.yardsticks) >= KEPT:
-            del self.yardsticks[next(iter(self.yardsticks))]
-        stands = self.footing
-        if stands is None:
-            made = Yardstick(bank)
-        else:
-            own = bank is stands.bank
-            notice = partial(stands.notice, self.manifest) if own and served and stands.watch else None
-            made = Yardstick(bank, stands.references, own, stands.complete, notice)
-        self.yardsticks[bank.seed, bank.draws, served] = made
-        return made
-
-    @property
-    def references(self) -> References | None:
-        """The reference scores that its p-values are taken from."""
-        return self.footing.references if self.footing else None
-
-    @property
-    def calibrated(self) -> noise.Bank | None:
-        """The bank that it is calibrated with."""
-        return self.footing.bank if self.footing else None
-
-    @property
-    def draws(self) -> int:
-        """How many draws a score takes unless told otherwise."""
-        return self.calibrated.draws if self.calibrated else DEFAULT_DRAWS
-
-    @property
-    def seed(self) -> int:
-        """The seed of a score's bank unless told otherwise."""
-        return self.calibrated.seed if self.calibrated else DEFAULT_SEED
+State = Literal["served", "loading", "refused", "unloaded"]
 
 
 class Models:
@@ -173,6 +38,11 @@ class Models:
         self._found |= keys
         self._first |= {name for name, _ in keys}
         self._looked = True
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was found is served, refused or unloaded."""
+        return self._looked and self._found <= self._served.keys() | self._refused.keys() | self._unloaded
 
     def begin(self, key: Key) -> None:
         """Say what is being opened while others are served; it has no part in readiness until it is."""
@@ -280,10 +150,17 @@ class Models:
             return "was unloaded"
         return "is still being loaded" if key in self._found else "is the default version, and isn't there"
 
-    def states(self) -> list[tuple[str, int, str | None]]:
-        """Every name and version that was found, and why it isn't served; None where it is."""
+    def states(self) -> list[tuple[str, int, State, str]]:
+        """Every name and version that was found, how it is, and why it isn't served."""
         keys = sorted(self._found | self._served.keys() | self._loading)
-        return [(*key, None if key in self._served else self._why(key)) for key in keys]
+        return [(*key, self._state(key), "" if key in self._served else self._why(key)) for key in keys]
+
+    def _state(self, key: Key) -> State:
+        if key in self._served:
+            return "served"
+        if key in self._loading:
+            return "loading"
+        return "refused" if key in self._refused else "unloaded" if key in self._unloaded else "loading"
 
     def unloaded(self, key: Key) -> bool:
         """Whether a version was unloaded, and not loaded again."""
@@ -337,53 +214,3 @@ class Models:
         """Whether a name's newest version is served, or an older one in place of a newest that was refused."""
         older = any(other == name for other, _ in self._served) and not self.pinned((name, newest))
         return (name, newest) in self._served or ((name, newest) in self._refused and older)
-
-
-def find(folder: Path) -> list[Key]:
-    """The names and versions of the artifacts below a folder."""
-    manifests = folder.glob(f"*/*/{artifact.MANIFEST}")
-    parts = [(path.parent.parent.name, path.parent.name) for path in manifests]
-    return [(n, int(v)) for n, v in parts if re.fullmatch(artifact.NAME, n) and re.fullmatch(r"[1-9][0-9]{0,8}", v)]
-
-
-async def load(folder: Path, workshop: Workshop) -> Model:
-    """Read, open, verify and warm one artifact, off the event loop. Its doors are not served yet."""
-    found, engine, costs = await asyncio.to_thread(_open, folder, workshop.open_engine)
-    manifest, digest = found.manifest, found.digest
-    stands = await asyncio.to_thread(footing.find, found, digest, workshop.state, workshop.false_alarm)
-    done: list[Work] = [GraphWork(graph, engine) for graph in manifest.graphs.values()]
-    done.append(Appraising(engine, manifest))
-    doors = {
-        work.name: Batcher(
-            work,
-            workshop.lanes,
-            size=max(min(SMALLEST, workshop.size), min(workshop.size, costs[work.name].within(workshop.seconds))),
-            room=workshop.room,
-            cost=costs[work.name],
-            patience=workshop.patience,
-            inline=workshop.inline if engine.device == "cpu" else 0.0,  # on a device a call may wait for others
-            report=lambda report: workshop.report(manifest, report),
-        )
-        for work in done
-    }
-    return Model(manifest, engine, doors, found.golden, digest, stands)
-
-
-def _open(folder: Path, opener: Opener) -> tuple[Artifact, Engine, dict[str, Cost]]:
-    found = artifact.read(folder)
-    engine = opener(found)
-    costs = {name: works.cost(found, engine, name) for name in found.manifest.graphs}
-    return found, engine, costs | {SCORE: works.cost(found, engine, "elbo")}
-
-
-@asynccontextmanager
-async def open_one(folder: Path, workshop: Workshop) -> AsyncIterator[Model]:
-    """One model, served for as long as the context lasts: for work without a server."""
-    model = await load(folder, workshop)
-    serving = [asyncio.create_task(door.serve()) for door in model.doors.values()]
-    try:
-        yield model
-    finally:
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)

@@ -1,0 +1,241 @@
+"""The express: small scores that came together, read, computed and answered together. Knows no connection's protocol.
+
+What one request costs in Python is mostly the number of steps, and nearly all of them can be taken for a batch at once:
+rows are checked together, appraised in one ticket, and turned into numbers of an answer together. Whatever isn't as
+usual (a value off the support, a field that is rare, a full room) is handed back to its connection, which answers it
+step by step: so there is one place that refuses, and here is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from service import operations
+from service.appraisal import Yardstick
+from service.artifact import Array
+from service.errors import Problem
+from service.http.scores import Columns, Score
+from service.http.telemetry import Books, Sitting
+from service.models import Model
+
+if TYPE_CHECKING:
+    from service.http.lane import Connection
+
+SWEEP = 0.25  # seconds between looks for those who have waited for too long
+LARGEST = 65_536  # bytes of a body that takes the express
+
+
+class Speaker(Protocol):
+    """How scores are asked for and answered in one of our protocols, of one model by its path."""
+
+    def model(self) -> Model:
+        """The model that is asked."""
+
+    def read(self, model: Model, body: bytes) -> tuple[Score, Array, Any]:
+        """What is asked, the rows as they were sent, and what the answer's form depends on. Whatever it raises, the
+        request is read again where refusals are made."""
+
+    def write(self, columns: Columns, start: int, stop: int, entry: Entry) -> tuple[bytes, bytes]:
+        """The answer's own headers and its body, from the rows of some columns that are the request's."""
+
+    def count(self, sitting: Sitting, seconds: float) -> None:
+        """Note that requests were answered, which took so long to write, all of them together."""
+
+
+class Entry:
+    """One request: where it came from, its bytes, when it came, and what was read of it."""
+
+    __slots__ = (
+        *("arrived", "asked", "body", "connection", "form", "gone", "keep_alive", "known", "rows", "sitting", "ticket"),
+    )
+    asked: Score
+    rows: Array
+    form: Any
+    sitting: Sitting
+
+    def __init__(self, connection: Connection, known: Known, body: bytes) -> None:
+        self.connection, self.known, self.body = connection, known, body
+        self.arrived = time.perf_counter()
+        self.gone = False
+        self.keep_alive = True
+        self.ticket: operations.Ticket | None = None
+
+
+class Known:
+    """A request's head that was seen before, on any connection: what it says, and who answers it."""
+
+    __slots__ = ("counter", "heads", "length", "query", "route", "speaker")
+
+    def __init__(self, route: Any, heads: dict[bytes, bytes], query: bytes, length: int, counter: Counter) -> None:
+        self.route, self.heads, self.query, self.length, self.counter = route, heads, query, length, counter
+        self.speaker: Speaker = counter.speaker
+
+
+class Counter:
+    """Where requests of one path wait, and are answered together."""
+
+    def __init__(self, speaker: Speaker, books: Books, timeout: float, lanes: int) -> None:
+        self.speaker = speaker
+        self._books = books
+        self._timeout = timeout
+        self._most = lanes  # tickets at once: what comes meanwhile makes the next
+        self._waiting: deque[Entry] = deque()
+        self._out: set[Entry] = set()
+        self._tickets = 0
+        self._woken = self._sweeping = False
+
+    def add(self, entry: Entry) -> None:
+        """A request is whole."""
+        self._books.door.inside += 1
+        self._waiting.append(entry)
+        self._wake()
+        if not self._sweeping:
+            self._sweeping = True
+            asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    def drop(self, entry: Entry) -> None:
+        """Its caller has gone: what nobody else waits for is never computed."""
+        entry.gone = True
+        self._books.gone(entry.known.route.path)
+        if entry in self._out:
+            self._out.discard(entry)
+            ticket = entry.ticket
+            if ticket and all(other.ticket is not ticket for other in self._out):
+                entry.sitting.model.scores.drop(ticket)
+                self._done()
+
+    def _wake(self) -> None:
+        if not self._woken and self._tickets < self._most:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Read what waits, and have as much of it appraised as one call takes."""
+        self._woken = False
+        if not self._waiting:
+            return
+        try:
+            model = self.speaker.model()
+            door = model.scores
+            door.check()
+        except Exception:
+            self._hand_back([self._waiting.popleft() for _ in range(len(self._waiting))])
+            return
+        groups: dict[tuple[int, int], list[Entry]] = {}
+        cost, started = 0, time.perf_counter()
+        while self._waiting and cost < door.size:
+            entry = self._waiting.popleft()
+            if entry.gone:
+                continue
+            try:
+                entry.asked, entry.rows, entry.form = self.speaker.read(model, entry.body)
+            except Exception:
+                self._hand_back([entry])
+                continue
+            draws = entry.asked.draws or model.draws
+            seed = model.seed if entry.asked.seed is None else entry.asked.seed
+            cost += len(entry.rows) * draws
+            groups.setdefault((seed, draws), []).append(entry)
+        parse = (time.perf_counter() - started) / max(1, sum(map(len, groups.values())))
+        for (seed, draws), entries in groups.items():
+            self._post(model, model.kept(seed, draws, served=True), entries, parse)
+        if self._waiting:
+            self._wake()
+
+    def _post(self, model: Model, by: Yardstick | None, entries: list[Entry], parse: float) -> None:
+        """Check the rows of some requests together, and have them appraised."""
+        door, x = model.scores, None
+        if by is not None and len(by) <= door.size:
+            try:
+                stacked = entries[0].rows if len(entries) == 1 else np.concatenate([entry.rows for entry in entries])
+                x = operations.admit(stacked, model.manifest)
+            except (Problem, ValueError):
+                if len(entries) > 1:  # somebody's rows aren't as they should be
+                    for entry in entries:
+                        self._post(model, by, [entry], parse)
+                    return
+        if x is None or by is None:
+            self._hand_back(entries)
+            return
+        rows, standard = x, by
+        sitting = Sitting(model, parse)
+
+        def told(found: operations.Answer | Problem) -> None:
+            self._told(entries, sitting, standard, rows, found)
+
+        try:
+            ticket = door.post({"x": x}, told, bank=by, key=by)
+        except Problem:
+            self._hand_back(entries)
+            return
+        self._tickets += 1
+        for entry in entries:
+            entry.ticket, entry.sitting = ticket, sitting
+        self._out.update(entries)
+
+    def _done(self) -> None:
+        self._tickets -= 1
+        if self._waiting:
+            self._wake()
+
+    def _told(
+        self, entries: list[Entry], sitting: Sitting, by: Yardstick, x: Array, found: operations.Answer | Problem
+    ) -> None:
+        """Answer everyone of a ticket who is still there."""
+        here = [entry for entry in entries if entry in self._out]
+        self._out.difference_update(here)
+        self._done()
+        if isinstance(found, Problem):
+            self._hand_back(here)
+            return
+        try:
+            self._answer(entries, sitting, Columns(sitting.model, by, x, found.outputs), found)
+        except Exception:  # one of them can't be answered like this: each is, by itself
+            self._hand_back([entry for entry in here if not entry.gone])
+
+    def _answer(self, entries: list[Entry], sitting: Sitting, columns: Columns, found: operations.Answer) -> None:
+        start, began = 0, time.perf_counter()
+        sitting.queued, sitting.computed = found.queued, found.computed
+        try:
+            for entry in entries:
+                stop = start + len(entry.rows)
+                if not entry.gone:
+                    heads, body = self.speaker.write(columns, start, stop, entry)
+                    entry.gone = True  # whatever comes now, it has its answer
+                    seconds = time.perf_counter() - entry.arrived
+                    sitting.note(stop - start, seconds)
+                    timing = sitting.timing(seconds)
+                    entry.connection.answered(entry, heads, body, timing)
+                start = stop
+        finally:
+            sitting.anomalies = columns.flagged
+            self._books.close_many("score", sitting.model.manifest.name, sitting)
+            self.speaker.count(sitting, time.perf_counter() - began)
+
+    def _hand_back(self, entries: list[Entry]) -> None:
+        """Have requests answered one by one, where what is wrong with them is said."""
+        for entry in entries:
+            self._books.door.inside -= 1
+            entry.gone = True
+            entry.connection.step_by_step(entry)
+
+    def _sweep(self) -> None:
+        """Hand back who has waited for too long: they are told that they are late."""
+        self._sweeping = bool(self._waiting or self._out)
+        if not self._sweeping:
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_later(SWEEP, self._sweep)
+        before = time.perf_counter() - self._timeout
+        late = [entry for entry in (*self._waiting, *self._out) if entry.arrived < before and not entry.gone]
+        self._out.difference_update(late)
+        for ticket, one in {entry.ticket: entry for entry in late if entry.ticket}.items():
+            if ticket and all(other.ticket is not ticket for other in self._out):
+                one.sitting.model.scores.drop(ticket)
+                self._done()
+        self._hand_back(late)

@@ -1,0 +1,258 @@
+"""The express: requests under a head that was seen before are answered together, each as if it had come alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from tests.http.test_lane import answers, connected, request
+from tests.kit import Gate, configured, digits, listening, wait_until
+
+OTHER = re.compile(rb'"request_id":"[0-9a-f]{32}"|reference is [0-9a-f]{32}')  # what differs from refusal to refusal
+
+
+@pytest.fixture(scope="module", params=[0, 1000], ids=["in lanes", "on the loop"])
+def served(small: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, FastAPI]]:
+    """The service on a socket."""
+    with listening(configured(small, inline_us=request.param)) as found:
+        yield found
+
+
+def score(of: int, rows: int = 1, **fields: Any) -> bytes:
+    """A score of some rows, padded so that all such bodies have one length, and so one head."""
+    body = json.dumps({"inputs": digits(rows, of).tolist(), **fields}).encode()
+    return body + b" " * (4000 - len(body))
+
+
+def inference(seed: int, rows: int = 1, **more: Any) -> tuple[bytes, dict[str, str]]:
+    """The same over the Open Inference Protocol, in binary both ways, and its headers."""
+    x = digits(rows, seed)
+    tensor = {"name": "inputs", "shape": list(x.shape), "datatype": "UINT8"}
+    asked = {"inputs": [{**tensor, "parameters": {"binary_data_size": x.nbytes}}], **more}
+    head = json.dumps(asked).encode()
+    return head + x.tobytes(), {"inference_header_content_length": str(len(head))}
+
+
+def alone(address: str, body: bytes, path: str = "v1/models/tiny/score", **headers: str) -> tuple[int, bytes]:
+    """What a request is answered that is chunked, and so is the app's."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    found = httpx.post(f"{address}/{path}", content=iter([body]), headers=named, timeout=20)
+    return found.status_code, OTHER.sub(b"", found.content)
+
+
+def inferring(body: bytes, **headers: str) -> bytes:
+    """A request to infer, as bytes."""
+    return request(body, **headers).replace(b"/v1/models/tiny/score", b"/v2/models/tiny/infer")
+
+
+def took(app: FastAPI) -> int:
+    """How many heads are known."""
+    return len(app.state.lane.known)
+
+
+BODIES = [
+    score(1),
+    score(2, rows=3),
+    score(3, draws=1),
+    score(4, seed=5),
+    score(5, rows=2, alpha=0.4),
+    score(6, alpha=0.0001),
+    score(7, rows=4, fdr=0.3),
+    score(8, correction="simes"),
+    score(9, explain=True),
+    score(1, what=3),
+    score(1, draws=0),
+    score(1, draws=1e9),
+    score(1, draws=True),
+    score(1).replace(b"1,", b"7,"),
+    score(1).replace(b"[[[", b"[[[[", 1).replace(b"]]]", b"]]]]", 1),
+    score(1)[:-1] + b"x",
+    b"{}" + b" " * 3998,
+]
+
+
+@pytest.mark.parametrize("at_once", [1, len(BODIES)], ids=["one by one", "together"])
+def test_each_is_answered_as_if_it_had_come_alone(served: tuple[str, FastAPI], at_once: int) -> None:
+    """Answers and refusals, whoever shares their batch."""
+    address, app = served
+    wanted = [alone(address, body) for body in BODIES]
+    with ExitStack() as stack:
+        callers = [stack.enter_context(connected(address)) for _ in range(at_once)]
+        for caller in callers:
+            caller.sendall(request(BODIES[0]))
+            assert answers(caller, 1)[0][0] == 200
+        assert took(app) >= 1
+        for start in range(0, len(BODIES), at_once):
+            batch = range(start, min(len(BODIES), start + at_once))
+            for index, caller in zip(batch, callers, strict=False):
+                caller.sendall(request(BODIES[index]))
+            for index, caller in zip(batch, callers, strict=False):
+                status, headers, text = answers(caller, 1)[0]
+                assert (status, OTHER.sub(b"", text)) == wanted[index], BODIES[index][:80]
+                assert "x-request-id" in headers
+                assert "total;dur=" in headers["server-timing"]
+    wait_until(lambda: app.state.door.inside == 0)
+
+
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"parameters": {"binary_data_output": True}},
+    {"outputs": [{"name": "elbo", "parameters": {"binary_data": True}}]},
+    {"outputs": [{"name": "scores.kl.p_value"}, {"name": "kl"}], "parameters": {"binary_data_output": True}},
+    {"outputs": [{"name": "anomaly", "parameters": {"binary_data": True}}, {"name": "elbo"}]},
+    {"outputs": [{"name": "latent_kl", "parameters": {"binary_data": True}}]},
+    {"outputs": [{"name": "p_value"}], "parameters": {"draws": 1}},
+    {"parameters": {"draws": 1, "binary_data_output": True}},
+    {"id": "seven"},
+    {"parameters": {"timeout": 9_000_000}},
+    {"outputs": [{"name": "nothing"}]},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=range(len(FORMS)))
+@pytest.mark.parametrize("rows", [1, 3])
+def test_inferences_too(served: tuple[str, FastAPI], form: dict[str, Any], rows: int) -> None:
+    """In every form of an answer, again and again under one head."""
+    address, _ = served
+    with connected(address) as caller:
+        for seed in (1, 1, 2, 3):
+            body, headers = inference(seed, rows, **form)
+            wanted = alone(address, body, "v2/models/tiny/infer", **headers)
+            caller.sendall(inferring(body, **headers))
+            status, _, text = answers(caller, 1)[0]
+            assert (status, OTHER.sub(b"", text)) == wanted
+
+
+def test_rows_that_are_as_they_should_be_are_not_held_up_by_others(served: tuple[str, FastAPI]) -> None:
+    """Of forty that come at once some are bad; each gets its own answer, and they are counted right."""
+    address, app = served
+    bodies = [score(seed) if seed % 4 else score(seed).replace(b"0,", b"5,", 1) for seed in range(40)]
+    wanted = [alone(address, body) for body in bodies]
+    before = counted(address)
+    with ThreadPoolExecutor(8) as pool, ExitStack() as stack:
+        clients = [stack.enter_context(httpx.Client(base_url=address, timeout=20)) for _ in range(8)]
+
+        def ask(index: int) -> tuple[int, bytes]:
+            found = clients[index % 8].post("/v1/models/tiny/score", content=bodies[index])
+            return found.status_code, OTHER.sub(b"", found.content)
+
+        assert list(pool.map(ask, range(40))) == wanted
+    assert counted(address) - before == 30
+    wait_until(lambda: app.state.door.inside == 0)
+    assert app.state.desk.memory.taken == 0
+
+
+def counted(address: str) -> float:
+    """Scores answered with a 200, of both counts that there are."""
+    text = httpx.get(f"{address}/metrics").text
+    found = [
+        re.search(pattern, text, re.MULTILINE)
+        for pattern in (
+            r'^vae_serve_requests_total\{model="tiny",operation="score",status="200"\} (\S+)$',
+            r'^vae_serve_request_seconds_count\{operation="score"\} (\S+)$',
+        )
+    ]
+    first, every = (float(each.group(1)) if each else 0.0 for each in found)
+    assert every >= first
+    return first
+
+
+def test_what_comes_before_the_answer_is_met_after_it(served: tuple[str, FastAPI]) -> None:
+    """Requests in a pipeline, in whatever pieces, and whatever they ask."""
+    address, _ = served
+    bodies = [score(seed) for seed in range(5)]
+    wanted = [alone(address, body) for body in bodies]
+    livez = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connected(address) as caller:
+        caller.sendall(request(bodies[0]))
+        assert answers(caller, 1)[0][0] == 200
+        caller.sendall(request(bodies[1]))
+        caller.sendall(request(bodies[2]) + livez + request(bodies[3])[:50])
+        caller.sendall(request(bodies[3])[50:] + request(bodies[4]))
+        found = answers(caller, 5)
+    assert [(found[index][0], found[index][2]) for index in (0, 1, 3, 4)] == wanted[1:]
+
+
+def test_rows_of_callers_who_leave_are_not_computed_and_those_of_others_are(small: Path) -> None:
+    """While a lane is held, what waits is dropped with its caller; the books call it 499."""
+    gate = Gate()
+    with listening(configured(small, lanes=1), opener=gate.opener) as (address, app), ExitStack() as stack:
+        keeper, holder = stack.enter_context(connected(address)), stack.enter_context(connected(address))
+        keeper.sendall(request(score(0)))
+        wanted = answers(keeper, 1)[0][2]
+        gate.shut()
+        holder.sendall(request(score(1)))
+        assert gate.waits.wait(20)
+        with ExitStack() as leaving:
+            for _ in range(3):
+                leaving.enter_context(connected(address)).sendall(request(score(2)))
+            keeper.sendall(request(score(0)))
+            wait_until(lambda: app.state.door.inside == 5)
+        wait_until(lambda: app.state.door.inside == 2)
+        gate.open()
+        assert answers(holder, 1)[0][0] == 200
+        assert answers(keeper, 1)[0][2] == wanted
+        assert gate.rows("elbo") == 2
+        wait_until(lambda: 'status="499"' in httpx.get(f"{address}/metrics").text)
+        wait_until(lambda: app.state.door.inside == 0)
+
+
+def test_who_waits_for_too_long_is_told_so(small: Path) -> None:
+    """The deadline of the service holds, for those who wait and those who are being computed."""
+    gate = Gate()
+    with listening(configured(small, lanes=1, timeout_ms=300), opener=gate.opener) as (address, app), ExitStack() as s:
+        callers = [s.enter_context(connected(address)) for _ in range(3)]
+        callers[0].sendall(request(score(0)))
+        assert answers(callers[0], 1)[0][0] == 200
+        gate.shut()
+        for seed, caller in enumerate(callers):
+            caller.sendall(request(score(seed)))
+        for caller in callers:
+            status, _, text = answers(caller, 1)[0]
+            assert status == 503
+            assert b"deadline" in text
+        gate.open()
+        wait_until(lambda: app.state.door.inside == 0)
+        callers[0].sendall(request(score(0)))
+        assert answers(callers[0], 1)[0][0] == 200
+
+
+def test_a_model_that_is_missing_or_closed_is_refused_as_ever(served: tuple[str, FastAPI]) -> None:
+    """A path that was learnt says nothing of what is served there."""
+    address, app = served
+    with connected(address) as caller:
+        for _ in range(2):
+            caller.sendall(request(score(0), path="nobody/score"))
+            assert answers(caller, 1)[0][0] == 404
+    assert all(known.route.path != "/v1/models/nobody/score" for known in app.state.lane.known.values()) or took(app)
+
+
+def test_a_row_has_its_bits_whoever_came_with_it(served: tuple[str, FastAPI]) -> None:
+    """To the last one, in companies of any size."""
+    address, _ = served
+    mine = score(77, rows=2)
+    with ExitStack() as stack:
+        callers = [stack.enter_context(connected(address)) for _ in range(12)]
+        for caller in callers:
+            caller.sendall(request(score(0)))
+            answers(caller, 1)
+        found = set()
+        for company in (0, 1, 5, 11):
+            for seed, caller in enumerate(callers[1 : 1 + company]):
+                caller.sendall(request(score(seed, rows=1 + seed % 4)))
+            callers[0].sendall(request(mine))
+            elbo = json.loads(answers(callers[0], 1)[0][2])["elbo"]
+            found.add(np.array(elbo).tobytes())
+            for caller in callers[1 : 1 + company]:
+                answers(caller, 1)
+    assert len(found) == 1
