@@ -41,8 +41,15 @@ class Bank:
     @property
     def weights(self) -> NDArray[np.float64]:
         """What each draw weighs in the mean of the groups' means; (draws,), sums to 1."""
-        sizes = np.repeat(np.asarray(self.groups, np.float64), self.groups)
-        return np.asarray(1.0 / (len(self.groups) * sizes), np.float64)
+        return _weights(self.groups)
+
+
+@lru_cache(maxsize=64)
+def _weights(groups: tuple[int, ...]) -> NDArray[np.float64]:
+    sizes = np.repeat(np.asarray(groups, np.float64), groups)
+    weights = np.asarray(1.0 / (len(groups) * sizes), np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def groups(draws: int) -> tuple[int, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from service.artifact.calibrated import Calibration
@@ -60,7 +60,7 @@ class Manifest(Part):
     @property
     def dimensions(self) -> int:
         """How many numbers an event is made of."""
-        return int(np.prod(self.event_shape))
+        return math.prod(self.event_shape)
 
     @property
     def discrete(self) -> bool:

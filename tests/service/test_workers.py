@@ -313,7 +313,10 @@ def test_a_worker_that_is_killed_is_replaced(small: Path) -> None:
 
 def test_a_worker_that_stalls_or_is_told_to_end_is_replaced(small: Path) -> None:
     """By one that answers, whether its loop stands still, its engine doesn't come back, or it alone is told."""
-    with group(small, changed("app.open_engine = stuck"), stall_ms="1500") as found, ThreadPoolExecutor(1) as pool:
+    with (
+        group(small, changed("app.open_engine = stuck"), stall_ms="1500", inline_us="0") as found,
+        ThreadPoolExecutor(1) as pool,
+    ):
         ways: dict[str, Callable[[int], object]] = {
             "was sent SIGTERM": lambda pid: os.kill(pid, signal.SIGTERM),
             "no sign of life": lambda pid: os.kill(pid, signal.SIGSTOP),
