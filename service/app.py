@@ -35,7 +35,7 @@ from service.http import (
 )
 from service.http.errors import Gone, answer_gone, answer_http, answer_problem
 from service.http.exchange import Desk, Memory, Operation
-from service.http.lane import Lane
+from service.http.front import Front
 from service.http.telemetry import Books, Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
@@ -121,9 +121,9 @@ def build(
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, books=books)
-    app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
+    app.state.models, app.state.door, app.state.fronts, app.state.desk = models, door, lanes, desk
     app.state.repository, app.state.metrics = repository, metrics
-    app.state.lane = Lane(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)), lanes.count)
+    app.state.front = Front(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)), lanes.count)
     return app
 
 

@@ -152,7 +152,7 @@ def listening(settings: Settings, *, opener: Opener | None = None) -> Iterator[t
         uvicorn.Config(
             app,
             port=0,
-            http=app.state.lane.protocol(),
+            http=app.state.front.protocol(),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=2,

@@ -1,4 +1,4 @@
-"""Calls: one request on the lane, step by step. Knows its connection, and no operation."""
+"""Calls: one request at the front, step by step. Knows its connection, and no operation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.http.exchange import Drop, Heard, Held
 from service.http.jobs import Job, Reply
 
 if TYPE_CHECKING:
-    from service.http.lane import Connection, Route
+    from service.http.front import Connection, Route
 
 CLOSE = b"connection: close\r\n"
 
@@ -33,7 +33,7 @@ TOLD = Told()
 
 
 class Call:
-    """One request on the lane, in the place of uvicorn's cycle, whose attributes it has."""
+    """One request at the front, in the place of uvicorn's cycle, whose attributes it has."""
 
     __slots__ = (
         *("_connection", "_drop", "_heads", "_held", "_job", "_parts", "_query", "_route", "_size", "_task", "_timer"),
@@ -44,19 +44,19 @@ class Call:
         self._connection, self._route, self._heads, self._query = connection, route, heads, query
         self._parts: list[bytes] = []
         self._size = 0
-        self._held = Held(connection.lane.desk.memory)
+        self._held = Held(connection.front.desk.memory)
         self._job: Job | None = None
         self._drop: Drop | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.visit = connection.lane.books.open(heads.get(b"x-request-id"))
+        self.visit = connection.front.books.open(heads.get(b"x-request-id"))
         self.response_complete = self.disconnected = False
         self.keep_alive = connection.parser.should_keep_alive()
         self.message_event = TOLD
 
     def learn(self, head: bytes) -> None:
         """Its head and it came in one piece: what comes under the same head may take the express."""
-        self._connection.lane.learn(head, self._route, self._heads, self._query)
+        self._connection.front.learn(head, self._route, self._heads, self._query)
 
     # ------------------------------------------------------------ in
 
@@ -161,7 +161,7 @@ class Call:
         if self.response_complete:
             return
         connection, visit = self._connection, self.visit
-        books, transport = connection.lane.books, connection.transport
+        books, transport = connection.front.books, connection.transport
         visit.status = status
         self.response_complete = True
         self._let_go()
@@ -193,7 +193,7 @@ class Call:
         if self._job is not None:
             self._job.failed()
         self._let_go()
-        self._connection.lane.books.close(self.visit, "POST", self._route.path)
+        self._connection.front.books.close(self.visit, "POST", self._route.path)
 
     def _let_go(self) -> None:
         """Nothing waits for this request any more, and it holds no memory."""

@@ -24,7 +24,7 @@ from service.http.telemetry import Books, Sitting
 from service.models import Model
 
 if TYPE_CHECKING:
-    from service.http.lane import Connection
+    from service.http.front import Connection
 
 SWEEP = 0.25  # seconds between looks for those who have waited for too long
 LARGEST = 65_536  # bytes of a body that takes the express

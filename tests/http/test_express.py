@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from tests.http.test_lane import answers, connected, request
+from tests.http.test_front import answers, connected, request
 from tests.kit import Gate, configured, digits, listening, wait_until
 
 OTHER = re.compile(rb'"request_id":"[0-9a-f]{32}"|reference is [0-9a-f]{32}')  # what differs from refusal to refusal
@@ -57,7 +57,7 @@ def inferring(body: bytes, **headers: str) -> bytes:
 
 def took(app: FastAPI) -> int:
     """How many heads are known."""
-    return len(app.state.lane.known)
+    return len(app.state.front.known)
 
 
 BODIES = [
@@ -234,7 +234,7 @@ def test_a_model_that_is_missing_or_closed_is_refused_as_ever(served: tuple[str,
         for _ in range(2):
             caller.sendall(request(score(0), path="nobody/score"))
             assert answers(caller, 1)[0][0] == 404
-    assert all(known.route.path != "/v1/models/nobody/score" for known in app.state.lane.known.values()) or took(app)
+    assert all(known.route.path != "/v1/models/nobody/score" for known in app.state.front.known.values()) or took(app)
 
 
 def test_a_row_has_its_bits_whoever_came_with_it(served: tuple[str, FastAPI]) -> None:

@@ -562,7 +562,7 @@ async def test_what_the_lane_leaves_to_the_app_is_answered(address: str) -> None
 
 
 def test_the_protocol_is_a_function_of_bytes() -> None:
-    """read and write need no request: a lane below HTTP's framework can call them."""
+    """read and write need no request: what is below HTTP's framework can call them."""
 
     content, headers = framed({"id": "a", "inputs": [binary(ROWS)]}, ROWS.tobytes())
     asked = request.read(

@@ -7,7 +7,7 @@ answer      what was found → write() → bytes     nothing of HTTP is in them
 encodings   compression
 served      each operation of each artifact as a model: its tensors, metadata and configuration
 tally       what the statistics extension counts
-infer       one request from its headers to its answer; job: the same on the lane
+infer       one request from its headers to its answer; job: the same at the front
 routes      every path; pages: what OpenAPI says of them
 """
 

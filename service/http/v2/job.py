@@ -1,4 +1,4 @@
-"""Job: an inference on the lane, from its whole body to its answer's bytes. Knows no connection."""
+"""Job: an inference at the front, from its whole body to its answer's bytes. Knows no connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lane: requests for an operation, met in the protocol itself. Knows uvicorn's connections, and no operation.
+"""The front: requests for an operation, met in the protocol itself. Knows uvicorn's connections, and no operation.
 
 An ASGI app is started with a request's head and asks for its body; that costs a task, an event and a dozen messages,
 more than a small model computes. Here a request is met when it is whole. What is small is answered without a task; the
@@ -51,8 +51,8 @@ class Route:
         self.path, self.begin, self.finder = path, begin, finder
 
 
-class Lane:
-    """What every connection of the lane is handed: the desk, the books, and what finds an operation by a path."""
+class Front:
+    """What every connection of the front is handed: the desk, the books, and what finds an operation by a path."""
 
     def __init__(self, desk: Desk, books: Books, finders: Sequence[Finder], lanes: int) -> None:
         self.desk, self.books, self.lanes = desk, books, lanes
@@ -103,13 +103,13 @@ class Lane:
 
     def protocol(self) -> type[HttpToolsProtocol]:
         """The protocol that uvicorn is to speak on its connections."""
-        return type("LaneProtocol", (Connection,), {"lane": self})
+        return type("FrontProtocol", (Connection,), {"front": self})
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, on which requests for an operation take the lane."""
+    """uvicorn's connection, on which requests for an operation are met at the front."""
 
-    lane: Lane
+    front: Front
     call: Call | None = None
     entry: Entry | None = None  # the request that takes the express
     head: bytes | None = None  # of the request that is being read, if it came in one piece
@@ -133,8 +133,8 @@ class Connection(HttpToolsProtocol):
             end = data.find(b"\r\n\r\n", 0, LONGEST) + 4
             if end > 4:
                 head = data[:end]
-                known = self.lane.known.get(head)
-                if known is not None and len(data) == end + known.length and not self.lane.books.door.parting:
+                known = self.front.known.get(head)
+                if known is not None and len(data) == end + known.length and not self.front.books.door.parting:
                     self.entry = Entry(self, known, data[end:])
                     known.counter.add(self.entry)
                     return
@@ -144,8 +144,8 @@ class Connection(HttpToolsProtocol):
     def answered(self, entry: Entry, heads: bytes, body: bytes, timing: bytes) -> None:
         """The express has an answer."""
         self.entry = None
-        close = not entry.keep_alive or self.lane.books.door.parting
-        head = self.lane.usual(self.server_state.default_headers), heads, b"content-length: %d\r\n" % len(body), timing
+        close = not entry.keep_alive or self.front.books.door.parting
+        head = self.front.usual(self.server_state.default_headers), heads, b"content-length: %d\r\n" % len(body), timing
         self.transport.write(b"".join((OK, *head, CLOSE if close else b"", b"\r\n", body)))
         self.server_state.total_requests += 1
         if close:
@@ -203,16 +203,16 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     @property
-    def laned(self) -> Call | None:
-        """The request that is being read, if it takes the lane."""
+    def fronted(self) -> Call | None:
+        """The request that is being read, if it is met at the front."""
         cycle: object = self.cycle
         return self.call if cycle is self.call else None
 
     def on_headers_complete(self) -> None:
-        """A request's head is here: is it one for the lane?"""
+        """A request's head is here: is it one for the front?"""
         if self.parser.get_method() == b"POST" and (self.cycle is None or self.cycle.response_complete):
             url, _, query = self.url.partition(b"?")
-            if (route := self.lane.route(url)) and (heads := self._heads()) is not None:
+            if (route := self.front.route(url)) and (heads := self._heads()) is not None:
                 self.call = Call(self, route, heads, query)
                 self.cycle = self.call  # type: ignore[assignment]
                 self.call.begin()
@@ -230,13 +230,13 @@ class Connection(HttpToolsProtocol):
             if name in HEARD:
                 heads[name] = heads[name] + b", " + value if name in heads else value
         length = heads.get(b"content-length", b"0")
-        if not length.isdigit() or len(length) > 12 or int(length) > self.lane.desk.limits.body_bytes:
+        if not length.isdigit() or len(length) > 12 or int(length) > self.front.desk.limits.body_bytes:
             return None
         return heads
 
     def on_body(self, body: bytes) -> None:
         """Some of a body is here."""
-        if call := self.laned:
+        if call := self.fronted:
             call.more(body)
         else:
             super().on_body(body)
@@ -244,7 +244,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is whole."""
         self.reading = False
-        if call := self.laned:
+        if call := self.fronted:
             if self.head is not None and call.keep_alive and not call.response_complete:
                 call.learn(self.head)
             call.whole()

@@ -1,4 +1,4 @@
-"""The lane: what is answered in the protocol is answered as over ASGI, and a connection is never left in a muddle."""
+"""The front: what is answered in the protocol is answered as over ASGI, and a connection is never left in a muddle."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _told(response: httpx.Response) -> Any:
 
 
 def test_requests_in_a_pipeline_are_answered_in_their_order(served: tuple[str, FastAPI]) -> None:
-    """Whether or not they take the lane, and however they arrive."""
+    """Whether or not they are met at the front, and however they arrive."""
     address, _ = served
     bodies = [json.dumps({"inputs": digits(2, seed).tolist()}).encode() for seed in range(4)]
     wanted = [httpx.post(f"{address}/v1/models/tiny/score", content=body).content for body in bodies]
@@ -223,7 +223,7 @@ def test_when_requests_hold_too_much_a_body_is_refused_in_the_middle_and_the_con
 
 
 @pytest.mark.parametrize("inline", [0, 1000])
-def test_a_deadline_holds_on_the_lane(small: Path, inline: int) -> None:
+def test_a_deadline_holds_at_the_front(small: Path, inline: int) -> None:
     """A request that can't be done in time is a 503, whoever computes; the next is answered."""
     gate = Gate()
     body = json.dumps({"inputs": X.tolist()}).encode()
