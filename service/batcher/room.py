@@ -122,7 +122,7 @@ class Batcher:
         draws = len(bank) if bank is not None else 1
         if self._work.drawn:
             draws = rows[self._work.drawn[0]].shape[1]
-        ticket = Ticket(rows, bank, key, len(next(iter(rows.values()))), draws, deadline, tell)
+        ticket = Ticket(rows, bank, key, len(next(iter(rows.values()))), draws, deadline, tell, self._held)
         self._admit(ticket)
         self._held.add(ticket)
         self._queue.append(ticket)
@@ -160,8 +160,7 @@ class Batcher:
 
     def drop(self, ticket: Ticket) -> None:
         """The caller has its answer or has gone: what is left of the ticket is dropped and its room given back."""
-        self._held.discard(ticket)
-        ticket.settled = True
+        ticket.let_go()
         if ticket.uncut:
             (self._queue if ticket in self._queue else self._resting).remove(ticket)
             self._abandon(ticket)

@@ -45,6 +45,10 @@ class Answer:
 Tell = Callable[[Answer | Problem], None]
 
 
+def _nobody(_: Answer | Problem) -> None:
+    """Whom a ticket tells that is settled."""
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One caller's rows, whom to tell, and how far it has been cut."""
@@ -56,6 +60,7 @@ class Ticket:
     draws: int
     deadline: float
     tell: Tell
+    held: set[Ticket]  # those of its room that aren't settled; it is one of them until it is
     row: int = 0
     draw: int = 0
     pending: int = 0
@@ -86,11 +91,17 @@ class Ticket:
         self.pending += 1
         return piece
 
+    def let_go(self) -> None:
+        """Nobody is to be told any more."""
+        self.settled, self.tell = True, _nobody
+        self.held.discard(self)
+
     def settle(self, found: Answer | Problem) -> None:
         """Tell the caller, once."""
         if not self.settled:
-            self.settled = True
-            self.tell(found)
+            tell = self.tell
+            self.let_go()  # what it tells holds who holds it: a cycle
+            tell(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import numpy as np
 from service import operations
 from service.appraisal import Yardstick
 from service.artifact import Array
+from service.door import Era
 from service.errors import Problem
 from service.http.scores import Columns, Score
 from service.http.telemetry import Books, Sitting
@@ -51,12 +52,26 @@ class Entry:
     """One request: where it came from, its bytes, when it came, and what was read of it."""
 
     __slots__ = (
-        *("arrived", "asked", "body", "connection", "form", "gone", "keep_alive", "known", "rows", "sitting", "ticket"),
+        *(
+            "arrived",
+            "asked",
+            "body",
+            "connection",
+            "era",
+            "form",
+            "gone",
+            "keep_alive",
+            "known",
+            "rows",
+            "sitting",
+            "ticket",
+        ),
     )
     asked: Score
     rows: Array
     form: Any
     sitting: Sitting
+    era: Era
 
     def __init__(self, connection: Connection, known: Known, body: bytes) -> None:
         self.connection, self.known, self.body = connection, known, body
@@ -91,7 +106,7 @@ class Counter:
 
     def add(self, entry: Entry) -> None:
         """A request is whole."""
-        self._books.door.inside += 1
+        entry.era = self._books.door.come()
         self._waiting.append(entry)
         self._wake()
         if not self._sweeping:
@@ -101,7 +116,7 @@ class Counter:
     def drop(self, entry: Entry) -> None:
         """Its caller has gone: what nobody else waits for is never computed."""
         entry.gone = True
-        self._books.gone(entry.known.route.path)
+        self._books.gone(entry.known.route.path, entry.era)
         if entry in self._out:
             self._out.discard(entry)
             ticket = entry.ticket
@@ -189,6 +204,8 @@ class Counter:
         """Answer everyone of a ticket who is still there."""
         here = [entry for entry in entries if entry in self._out]
         self._out.difference_update(here)
+        for entry in entries:
+            entry.ticket = None
         self._done()
         if isinstance(found, Problem):
             self._hand_back(here)
@@ -211,6 +228,7 @@ class Counter:
                     sitting.note(stop - start, seconds)
                     timing = sitting.timing(seconds)
                     entry.connection.answered(entry, heads, body, timing)
+                    self._books.door.go(entry.era)
                 start = stop
         finally:
             sitting.anomalies = columns.flagged
@@ -220,7 +238,7 @@ class Counter:
     def _hand_back(self, entries: list[Entry]) -> None:
         """Have requests answered one by one, where what is wrong with them is said."""
         for entry in entries:
-            self._books.door.inside -= 1
+            self._books.door.go(entry.era)
             entry.gone = True
             entry.connection.step_by_step(entry)
 

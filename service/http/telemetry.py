@@ -115,15 +115,14 @@ class Books:
         if self._access != "none":
             self._log(visit, method, path, seconds)
 
-    def gone(self, path: str, operation: str = "score", model: str = "") -> None:
-        """The caller of a request left before its answer."""
-        visit = Visit("", time.perf_counter(), operation, model, status=499)
+    def gone(self, path: str, era: Era) -> None:
+        """The caller of a score left before its answer."""
+        visit = Visit("", time.perf_counter(), "score", status=499, era=era)
         self.close(visit, "POST", path)
 
     def close_many(self, operation: str, model: str, sitting: Sitting) -> None:
         """Requests of one operation have their answers, all of them as asked."""
         count = len(sitting.seconds)
-        self.door.inside -= count
         key = operation, model, 200
         if (counted := self._counted.get(key)) is None:
             counted = self._counted[key] = self._metrics.requests.labels(operation, model, "200")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -14,7 +15,7 @@ import pytest
 from service.artifact import Array, Arrays, Graph
 from service.batcher import Answer, Batcher, BatchReport, Work
 from service.cost import Cost
-from service.errors import EngineFailed, Late, NotReady, Overloaded
+from service.errors import EngineFailed, Late, NotReady, Overloaded, Problem
 from service.lanes import Lanes
 
 pytestmark = pytest.mark.anyio
@@ -506,3 +507,29 @@ async def test_every_one_of_many_callers_gets_its_own_rows() -> None:
     with suppress(asyncio.CancelledError):
         await task
     pool.close()
+
+
+async def test_a_settled_ticket_is_let_go() -> None:
+    """Whoever is told and doesn't drop it, keeps nothing of it here: neither rows nor whom they were for."""
+    stub = Stub()
+    async with served(stub) as batcher:
+        told: list[Answer | Problem] = []
+        every = asyncio.Event()
+
+        def tell(found: Answer | Problem) -> None:
+            told.append(found)
+            if len(told) == 3:
+                every.set()
+
+        brought = [rows(value) for value in (1, 2, 13)]
+        gone = [weakref.ref(each["x"]) for each in brought]
+        for each in brought:
+            batcher.post(each, tell)
+        del brought, each
+        await every.wait()
+        await settled()
+        stub.calls.clear()
+        assert not batcher._held
+        assert [isinstance(each, Problem) for each in told].count(True) == 1
+        told.clear()
+        assert [row() for row in gone] == [None] * 3
