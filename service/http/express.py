@@ -9,6 +9,7 @@ step by step: so there is one place that refuses, and here is none.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,7 @@ from service.appraisal import Yardstick
 from service.artifact import Array
 from service.door import Era
 from service.errors import Problem
+from service.http.exchange import Held, Memory
 from service.http.scores import Columns, Score
 from service.http.telemetry import Books, Sitting
 from service.models import Model
@@ -27,8 +29,11 @@ from service.models import Model
 if TYPE_CHECKING:
     from service.http.front import Connection
 
+log = logging.getLogger(__name__)
+
 SWEEP = 0.25  # seconds between looks for those who have waited for too long
 LARGEST = 65_536  # bytes of a body that takes the express
+HELD = 5  # times a body, for it and what is read of it: two characters of JSON may be a double
 
 
 class Speaker(Protocol):
@@ -79,6 +84,12 @@ class Entry:
         self.gone = False
         self.keep_alive = True
         self.ticket: operations.Ticket | None = None
+        self.held = Held(known.counter.memory)
+
+    def let_go(self) -> None:
+        """It is settled, and holds nothing any more."""
+        self.gone = True
+        self.held.resize(0)
 
 
 class Known:
@@ -94,8 +105,9 @@ class Known:
 class Counter:
     """Where requests of one path wait, and are answered together."""
 
-    def __init__(self, speaker: Speaker, books: Books, timeout: float, lanes: int) -> None:
+    def __init__(self, speaker: Speaker, books: Books, memory: Memory, timeout: float, lanes: int) -> None:
         self.speaker = speaker
+        self.memory = memory
         self._books = books
         self._timeout = timeout
         self._most = lanes  # tickets at once: what comes meanwhile makes the next
@@ -107,6 +119,11 @@ class Counter:
     def add(self, entry: Entry) -> None:
         """A request is whole."""
         entry.era = self._books.door.come()
+        try:
+            entry.held.resize(len(entry.body) * HELD)
+        except Problem:
+            self._hand_back([entry])
+            return
         self._waiting.append(entry)
         self._wake()
         if not self._sweeping:
@@ -115,7 +132,7 @@ class Counter:
 
     def drop(self, entry: Entry) -> None:
         """Its caller has gone: what nobody else waits for is never computed."""
-        entry.gone = True
+        entry.let_go()
         self._books.gone(entry.known.route.path, entry.era)
         if entry in self._out:
             self._out.discard(entry)
@@ -141,7 +158,8 @@ class Counter:
         except Exception:
             self._hand_back([self._waiting.popleft() for _ in range(len(self._waiting))])
             return
-        groups: dict[tuple[int, int], list[Entry]] = {}
+        # Rows of one dtype alone are stacked: NumPy would make another of two, and what is refused alone must be here.
+        groups: dict[tuple[int, int, np.dtype[Any]], list[Entry]] = {}
         cost, started = 0, time.perf_counter()
         while self._waiting and cost < door.size:
             entry = self._waiting.popleft()
@@ -155,9 +173,9 @@ class Counter:
             draws = entry.asked.draws or model.draws
             seed = model.seed if entry.asked.seed is None else entry.asked.seed
             cost += len(entry.rows) * draws
-            groups.setdefault((seed, draws), []).append(entry)
+            groups.setdefault((seed, draws, entry.rows.dtype), []).append(entry)
         parse = (time.perf_counter() - started) / max(1, sum(map(len, groups.values())))
-        for (seed, draws), entries in groups.items():
+        for (seed, draws, _), entries in groups.items():
             self._post(model, model.kept(seed, draws, served=True), entries, parse)
         if self._waiting:
             self._wake()
@@ -184,7 +202,9 @@ class Counter:
             self._told(entries, sitting, standard, rows, found)
 
         try:
-            ticket = door.post({"x": x}, told, bank=by, key=by)
+            rest = self._timeout - (time.perf_counter() - min(entry.arrived for entry in entries))
+            deadline = asyncio.get_running_loop().time() + rest
+            ticket = door.post({"x": x}, told, bank=by, key=by, deadline=deadline)
         except Problem:
             self._hand_back(entries)
             return
@@ -210,10 +230,12 @@ class Counter:
         if isinstance(found, Problem):
             self._hand_back(here)
             return
+        # Whoever can't be answered like this, or has become late, is met by itself.
         try:
             self._answer(entries, sitting, Columns(sitting.model, by, x, found.outputs), found)
-        except Exception:  # one of them can't be answered like this: each is, by itself
-            self._hand_back([entry for entry in here if not entry.gone])
+        except Exception as error:
+            log.debug("handed back: %s", error)
+        self._hand_back([entry for entry in here if not entry.gone])
 
     def _answer(self, entries: list[Entry], sitting: Sitting, columns: Columns, found: operations.Answer) -> None:
         start, began = 0, time.perf_counter()
@@ -221,25 +243,26 @@ class Counter:
         try:
             for entry in entries:
                 stop = start + len(entry.rows)
-                if not entry.gone:
+                if not entry.gone and time.perf_counter() - entry.arrived < self._timeout:
                     heads, body = self.speaker.write(columns, start, stop, entry)
-                    entry.gone = True  # whatever comes now, it has its answer
+                    entry.let_go()  # whatever comes now, it has its answer
                     seconds = time.perf_counter() - entry.arrived
-                    sitting.note(stop - start, seconds)
+                    sitting.note(stop - start, seconds, columns.flagged(start, stop, entry.asked.alpha))
                     timing = sitting.timing(seconds)
-                    entry.connection.answered(entry, heads, body, timing)
                     self._books.door.go(entry.era)
+                    entry.connection.answered(entry, heads, body, timing)
                 start = stop
         finally:
-            sitting.anomalies = columns.flagged
             self._books.close_many("score", sitting.model.manifest.name, sitting)
             self.speaker.count(sitting, time.perf_counter() - began)
 
     def _hand_back(self, entries: list[Entry]) -> None:
         """Have requests answered one by one, where what is wrong with them is said."""
         for entry in entries:
+            if entry.gone:  # answered by now, or without a caller
+                continue
             self._books.door.go(entry.era)
-            entry.gone = True
+            entry.let_go()
             entry.connection.step_by_step(entry)
 
     def _sweep(self) -> None:

@@ -78,7 +78,9 @@ class Front:
         if counter is None:
             if len(self._counters) >= ROUTES:
                 return
-            counter = self._counters[key] = Counter(speaker, self.books, self.desk.timeout, self.lanes)
+            counter = self._counters[key] = Counter(
+                speaker, self.books, self.desk.memory, self.desk.timeout, self.lanes
+            )
         self.known[head] = Known(route, heads, query, length, counter)
 
     def route(self, url: bytes) -> Route | None:
@@ -162,6 +164,7 @@ class Connection(HttpToolsProtocol):
         known = entry.known
         if self.transport.is_closing():
             return
+        self._unset_keepalive_if_required()  # it is armed again with the answer
         self.call = call = Call(self, known.route, dict(known.heads), known.query)
         self.cycle = call  # type: ignore[assignment]
         call.keep_alive, call.visit.arrived = entry.keep_alive, entry.arrived
@@ -244,9 +247,10 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is whole."""
         self.reading = False
+        head, self.head = self.head, None  # it is the first request's in these bytes, and no other's
         if call := self.fronted:
-            if self.head is not None and call.keep_alive and not call.response_complete:
-                call.learn(self.head)
+            if head is not None and call.keep_alive and not call.response_complete:
+                call.learn(head)
             call.whole()
         else:
             super().on_message_complete()

@@ -140,7 +140,6 @@ class Columns:
         self.facts, self.arrays = operations.standing(model, by, x, found)
         self.df, self.seed, self.draws = by.error_df, by.bank.seed, by.bank.draws
         self.model, self.by = model, by
-        self.flagged = 0
         self._lists: dict[str, list[float]] | None = None
         self._names = [name for name in anomaly.KINDS if name in found]
 
@@ -150,6 +149,11 @@ class Columns:
         usual = asked.fdr is None and asked.correction == "none" and not asked.explain and not asked.conditionals
         return usual and (smallest is None or smallest <= asked.alpha)
 
+    def flagged(self, start: int, stop: int, alpha: float) -> int:
+        """How many of some rows are anomalies."""
+        p = self.arrays.get("p_value")
+        return 0 if p is None else int((p[start:stop] <= alpha).sum())  # false for NaN
+
     def fields(self, start: int, stop: int, alpha: float) -> dict[str, Any]:
         """Some rows' answer by the names of the wire, in the wire's order."""
         lists = self._lists
@@ -158,7 +162,6 @@ class Columns:
         rows = {name: values[start:stop] for name, values in lists.items()}
         p = rows.get("p_value")
         flags = None if p is None else [None if value != value else value <= alpha for value in p]
-        self.flagged += sum(map(bool, flags or ()))
         fields = {
             "elbo": rows["elbo"],
             "elbo_error": rows["elbo_error"],

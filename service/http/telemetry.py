@@ -60,9 +60,10 @@ class Sitting:
     anomalies: int = 0
     seconds: list[float] = field(default_factory=list)
 
-    def note(self, rows: int, seconds: float) -> None:
+    def note(self, rows: int, seconds: float, anomalies: int) -> None:
         """One of them has its answer."""
         self.rows += rows
+        self.anomalies += anomalies
         self.seconds.append(seconds)
 
     def timing(self, total: float) -> bytes:

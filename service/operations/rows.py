@@ -49,7 +49,7 @@ def _plainly(inputs: Array, manifest: Manifest) -> Array | None:
     support = manifest.support
     if support.kind not in ("levels", "real") or manifest.blocks is not None:
         return None
-    if support.kind == "levels" and support.levels[2] != 1:
+    if support.kind == "levels" and (support.levels[2] != 1 or support.levels[0] % 1):
         return None
     low, high = support.bounds
     low, high = max(low, -PLAIN), min(high, PLAIN)

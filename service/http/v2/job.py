@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -93,7 +94,7 @@ class Scores:
 
     def __init__(self, window: Window, name: str, version: str | None, length: str | None) -> None:
         self._window, self._name, self._version, self._length = window, name, version, length
-        self._split = int(length) if length and length.isdecimal() else 0
+        self._split = int(length) if length and re.fullmatch("[0-9]{1,15}", length) else 0
         self._seen: dict[bytes, tuple[Served, Form, Score, str, tuple[int, ...]]] = {}
 
     def _served(self) -> Served:
@@ -121,7 +122,7 @@ class Scores:
             fields, found = prepared(served, wanted)
             if found is None:
                 raise ValueError("no rows")
-            asked, array, form = fields, found, Form(replace(wanted, inputs={}))
+            asked, array, form = fields, found, Form(served, replace(wanted, inputs={}))
             if text and len(text) <= FEW_BYTES and b'"data"' not in text:
                 if len(self._seen) >= SEEN:
                     self._seen.clear()
@@ -135,10 +136,10 @@ class Scores:
             raise ValueError("this takes more than columns")
         form, alpha = entry.form, entry.asked.alpha
         if not form.binary or not columns.arrays.keys() >= form.names:
-            return _reply(*self._composed(columns, start, stop, alpha, form.wanted))
+            return _reply(*self._composed(columns, start, stop, alpha, form))
         said = form.said.get((columns.by, stop - start))
         if said is None:
-            headers, body = self._composed(columns, start, stop, alpha, form.wanted)
+            headers, body = self._composed(columns, start, stop, alpha, form)
             said = _reply(headers, b"")[0], body[: int(headers[LENGTH])]
             if len(form.said) >= SEEN:
                 form.said.clear()
@@ -147,23 +148,24 @@ class Scores:
         return said[0], said[1] + b"".join(parts)
 
     def _composed(
-        self, columns: Columns, start: int, stop: int, alpha: float, wanted: Inference
+        self, columns: Columns, start: int, stop: int, alpha: float, form: Form
     ) -> tuple[dict[str, str], bytes]:
         fields = _arrays(columns.fields(start, stop, alpha))
-        return composed(self._served(), wanted, answer.flat(fields, wanted), None)
+        return composed(form.served, form.wanted, answer.flat(fields, form.wanted), None)
 
     def count(self, sitting: Sitting, seconds: float) -> None:
         """See Speaker."""
-        self._window.tally.succeeded_many(self._served(), sitting, seconds)
+        served = self._window.shelf.of(sitting.model, "score", self._name)
+        self._window.tally.succeeded_many(served, sitting, seconds)
 
 
 class Form:
     """What an inference wants of an answer. said: headers and JSON, by yardstick and rows, if all else is buffers."""
 
-    __slots__ = ("binary", "names", "said", "wanted")
+    __slots__ = ("binary", "names", "said", "served", "wanted")
 
-    def __init__(self, wanted: Inference) -> None:
-        self.wanted = wanted
+    def __init__(self, served: Served, wanted: Inference) -> None:
+        self.served, self.wanted = served, wanted
         self.names = {one.name for one in wanted.outputs}
         forms = [wanted.binary if one.binary is None else one.binary for one in wanted.outputs]
         self.binary = bool(forms) and all(forms)
@@ -196,7 +198,7 @@ class Finder:
         """Who speaks of scores at a path, to requests with these headers, where the express serves them."""
         if not heads.keys() <= {b"content-type", b"content-length", b"accept", LENGTH_HEAD}:
             return None
-        length = heads[LENGTH_HEAD].decode() if LENGTH_HEAD in heads else None
+        length = heads[LENGTH_HEAD].decode("latin-1") if LENGTH_HEAD in heads else None
         match parts:
             case ["", "v2", "models", model, "infer"]:
                 return Scores(self._window, model, None, length)
