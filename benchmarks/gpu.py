@@ -442,7 +442,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     described = argparse.ArgumentParser(description="What a GPU gives, in process and served.")
     described.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu shows only that it runs")
-    described.add_argument("--models", nargs="+", default=["mlp", "conv"])
+    described.add_argument(
+        "--models", nargs="+", default=["mlp", "conv"], help="mlp, conv, or names of artifacts in --folder"
+    )
     described.add_argument(
         "--folder", type=Path, default=Path("runs/subjects"), help="where artifacts are, or are made"
     )

@@ -212,8 +212,8 @@ def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:
 
 def _uncount_model(metrics: Metrics, model: Model) -> None:
     name, version = model.key
-    metrics.model.remove(name, str(version), model.engine.device)
-    metrics.fallback.remove(name, str(version))
+    metrics.forget(metrics.model, name, str(version), model.engine.device)
+    metrics.forget(metrics.fallback, name, str(version))
 
 
 def _count_refused(metrics: Metrics, name: str, version: int) -> None:
@@ -221,7 +221,7 @@ def _count_refused(metrics: Metrics, name: str, version: int) -> None:
 
 
 def _uncount_refused(metrics: Metrics, name: str, version: int) -> None:
-    metrics.refused.remove(name, str(version))
+    metrics.forget(metrics.refused, name, str(version))
 
 
 async def _passed(door: Door, longest: float) -> None:

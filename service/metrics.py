@@ -265,6 +265,11 @@ class Metrics:
             if sample.name == name
         }
 
+    def forget(self, gauge: Gauge, *labels: str) -> None:
+        """Let a series go; in a group none has to, since what a worker serves stays as it is."""
+        if self._merged is None:
+            gauge.remove(*labels)
+
     def later(self, counter: Counter, amount: float = 1.0) -> None:
         """Count something by the next time that somebody looks: a tenth of the cost of counting it now."""
         self._owed[counter] = self._owed.get(counter, 0.0) + amount

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,13 @@ def test_the_service_never_imports_torch_or_the_trainer(package: str) -> None:
         assert not [name for name in imports(path) if name.split(".")[0] in ("torch", "training", "lightning", "onnx")]
     code = "import sys, service.app, service.__main__; sys.exit(bool({'torch', 'scipy.stats'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_folder_of_code_is_a_package_that_is_installed() -> None:
+    """What pyproject.toml lists is what there is."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for name in ("service", "training") for path in (ROOT / name).rglob("__init__.py")}
+    assert sorted(listed) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
 
 
 def test_only_the_wire_and_the_app_know_fastapi() -> None:

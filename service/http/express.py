@@ -65,6 +65,7 @@ class Entry:
             "era",
             "form",
             "gone",
+            "held",
             "keep_alive",
             "known",
             "rows",

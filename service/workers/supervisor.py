@@ -56,7 +56,7 @@ class Supervisor:
         self._rising: Stock | None = None
         self._served = False  # whether a generation has ever served
         self._again = False  # SIGHUP came while a generation was rising
-        self._due: dict[int, float] = {}  # seats to fill, and when
+        self._due: dict[tuple[int, bool], float] = {}  # when to fill a seat, and whether of the rising generation
         self._deaths: dict[int, int] = {}  # in a row, by seat
         self._replaced = 0
         self._fault: str | None = None
@@ -129,6 +129,7 @@ class Supervisor:
         """Open one more artifact of those that are to be opened; after the last, fork who is to serve them."""
         if self._opening is None:
             return
+        began, heard = time.monotonic(), list(self._living.values())
         try:
             next(self._opening)
         except StopIteration as done:
@@ -140,6 +141,8 @@ class Supervisor:
         except Exception:
             self._opening = None
             log.exception("the models can't be looked at; what is served stays")
+        for process in heard:  # nobody was listened to meanwhile
+            process.heard += time.monotonic() - began
 
     def _rise(self, stock: Stock) -> None:
         if self._served and (stock.served(), stock.tags) == (self._stock.served(), self._stock.tags):
@@ -218,7 +221,8 @@ class Supervisor:
         self._deaths[number] = in_a_row
         log.error("%s died: %s", process, how)
         if in_a_row < IN_A_ROW:
-            self._due[number] = now + (FIRST_WAIT * 2 ** (in_a_row - 2) if in_a_row > 1 else 0.0)
+            wait = FIRST_WAIT * 2 ** (in_a_row - 2) if in_a_row > 1 else 0.0
+            self._due[number, process.stock is self._rising] = now + wait
         elif process.stock is self._rising and self._served:
             self._abandon()
         else:
@@ -232,7 +236,7 @@ class Supervisor:
                 process.leaving = True
                 os.kill(process.pid, signal.SIGKILL)
         self._rising = None
-        self._due.clear()
+        self._due = {seat: due for seat, due in self._due.items() if not seat[1]}
         self._deaths.clear()
 
     # ------------------------------------------------------------ looking after the living
@@ -240,10 +244,10 @@ class Supervisor:
     def _look_after(self) -> None:
         """Fill seats that are due, and end what is past its time."""
         now = time.monotonic()
-        for number, due in list(self._due.items()):
+        for (number, rising), due in list(self._due.items()):
             if due <= now:
-                del self._due[number]
-                self._fork(number, self._rising or self._stock)
+                del self._due[number, rising]
+                self._fork(number, (self._rising if rising else None) or self._stock)
         stall = max(self._settings.stall_ms / 1e3, 10 * BEAT)
         for process in list(self._living.values()):
             silent = now - process.heard > (stall if process.ready else max(stall, STARTS_WITHIN))
