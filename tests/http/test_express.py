@@ -256,3 +256,52 @@ def test_a_row_has_its_bits_whoever_came_with_it(served: tuple[str, FastAPI]) ->
             for caller in callers[1 : 1 + company]:
                 answers(caller, 1)
     assert len(found) == 1
+
+
+def test_a_head_is_learnt_of_its_own_request_alone(served: tuple[str, FastAPI]) -> None:
+    """One that is refused, with another behind it in the same bytes, teaches nothing of that other."""
+    address, _ = served
+    with connected(address) as caller:
+        for _ in range(2):
+            caller.sendall(request(score(0), path="nobody/score") + request(score(0)))
+            assert [status for status, _, _ in answers(caller, 2)] == [404, 200]
+        caller.sendall(request(score(0), path="nobody/score"))
+        assert answers(caller, 1)[0][0] == 404
+
+
+def test_anomalies_are_counted_however_an_answer_is_written(served: tuple[str, FastAPI]) -> None:
+    """In binary, where the text of an answer is made once, as in JSON."""
+    address, _ = served
+    wanted = {"outputs": [{"name": "p_value", "parameters": {"binary_data": True}}], "parameters": {"alpha": 0.99}}
+    body, headers = inference(5, 4, **wanted)
+    with connected(address) as caller:
+        counts = []
+        for _ in range(6):
+            caller.sendall(inferring(body, **headers))
+            status, head, text = answers(caller, 1)[0]
+            assert status == 200
+            p = np.frombuffer(text[int(head["inference-header-content-length"]) :], np.float64)
+            counts.append(anomalies(address))
+    assert np.diff(counts).tolist() == [float((p <= 0.99).sum())] * 5
+
+
+def anomalies(address: str) -> float:
+    """How many were flagged."""
+    found = re.search(r'^vae_serve_anomalies_total\{model="tiny"\} (\S+)$', httpx.get(f"{address}/metrics").text, re.M)
+    return float(found.group(1)) if found else 0.0
+
+
+def test_a_header_that_is_no_text_is_refused_like_any_other(served: tuple[str, FastAPI]) -> None:
+    """With an error of the protocol, and the connection goes on."""
+    address, _ = served
+    body, headers = inference(1)
+    sent = inferring(body, **headers)
+    at = sent.index(b"inference-header-content-length: ") + len(b"inference-header-content-length: ")
+    with connected(address) as caller:
+        for _ in range(2):
+            caller.sendall(sent[:at] + b"\xff" + sent[at + 1 :])
+            status, _, text = answers(caller, 1)[0]
+            assert status == 400
+            assert "error" in json.loads(text)
+        caller.sendall(sent)
+        assert answers(caller, 1)[0][0] == 200
