@@ -180,6 +180,7 @@ class Member:
         self.may_listen.set()
 
     def _drain(self, message: Message, house: House) -> None:
+        self.may_listen.set()  # or one that rises would wait for ever to be told, and never end
         if house.door.state == "open":
             house.door.spawn("drain", house.door.drain(message.facts["grace"], house.limit))
 
@@ -189,6 +190,7 @@ class Member:
         house.door.spawn("leave", house.door.leave(message.facts["grace"], message.facts["limit"], house.hang_up))
 
     def _end(self, _: Message, house: House) -> None:
+        self.may_listen.set()
         house.door.ended.set()
 
     def _greet(self, _: Message, house: House) -> None:

@@ -350,6 +350,15 @@ def test_workers_end_with_their_supervisor(small: Path) -> None:
         wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids))
 
 
+def test_a_worker_that_only_rises_ends_with_its_supervisor_too(small: Path) -> None:
+    """Before it was told that it may listen: or it would wait to be told for ever."""
+    with group(small) as found:
+        os.kill(found.pids()["0"], signal.SIGKILL)
+        found.until_said("started worker", 3)
+        found.process.kill()
+        wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in found.forked()))
+
+
 # ---------------------------------------------------------------- start and end
 
 
