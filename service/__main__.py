@@ -66,7 +66,7 @@ async def run(settings: Settings, listeners: list[socket.socket], member: Member
         timeout_graceful_shutdown=1,  # whoever is inside has been told by then
     )
     server = Server(config)
-    watch(app.state.fronts, settings.stall_ms / 1e3)
+    watch(app.state.lanes, settings.stall_ms / 1e3)
     serving = asyncio.create_task(server.serve(listeners))
     if member:
         join(member, app, server, settings)
@@ -82,7 +82,7 @@ async def run(settings: Settings, listeners: list[socket.socket], member: Member
     status = 1 if door.fault or not server.started else 0
     if door.fault:
         print(f"vae-serve: {door.fault}", file=sys.stderr)
-    if not await idle(app.state.fronts):
+    if not await idle(app.state.lanes):
         leave(status)
     return status
 
@@ -123,7 +123,7 @@ def join(member: Member, app: FastAPI, server: Server, settings: Settings) -> No
     house = House(
         door,
         app.state.models,
-        app.state.fronts,
+        app.state.lanes,
         count_inside,
         lambda: server.started,
         stop_listening,

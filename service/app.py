@@ -121,7 +121,7 @@ def build(
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Gone, answer_gone)
     app.add_middleware(Telemetry, books=books)
-    app.state.models, app.state.door, app.state.fronts, app.state.desk = models, door, lanes, desk
+    app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
     app.state.repository, app.state.metrics = repository, metrics
     app.state.front = Front(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)), lanes.count)
     return app
