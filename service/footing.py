@@ -56,14 +56,17 @@ class Footing:
         if self.watch is None or chosen not in appraised:
             return
         odd = np.isnan(appraised[P + chosen])
-        self.show(_risen(self.references, np.where(odd, np.nan, appraised[chosen])), manifest)
+        self._show_in_turns(_risen(self.references, np.where(odd, np.nan, appraised[chosen])), manifest)
+
+    def _show_in_turns(self, scores: Doubles, manifest: Manifest) -> None:
+        self.show(scores[: drift.BLOCK], manifest)
+        if len(scores) > drift.BLOCK:
+            asyncio.get_running_loop().call_soon(self._show_in_turns, scores[drift.BLOCK :], manifest)
 
     def show(self, scores: Doubles, manifest: Manifest) -> None:
-        """The same of scores that are turned so that low is strange."""
-        if self.watch and self.watch.see(scores[: drift.BLOCK]):
+        """The same of scores that are turned so that low is strange, at once; it needs no event loop."""
+        if self.watch and self.watch.see(scores):
             _raise_alarm(self.watch, self.since, manifest)
-        if len(scores) > drift.BLOCK:
-            asyncio.get_running_loop().call_soon(self.show, scores[drift.BLOCK :], manifest)
 
 
 def find(found: Artifact, digest: str, folder: Path | None = None, false_alarm: float = 0.0) -> Footing | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from service.artifact import Array, Arrays
 from service.errors import Problem
 
 
-class Work:
+class Work(ABC):
     """What a batcher has done: named arrays of several tickets in, and for each of their rows an answer out.
 
     `drawn` are the inputs whose second axis is the draws, `wide` the outputs that have one. A work without either is
@@ -25,11 +26,11 @@ class Work:
     drawn: tuple[str, ...] = ()
     wide: frozenset[str] = frozenset()
 
+    @abstractmethod
     def compute(self, rows: Mapping[str, Sequence[Array]], bank: Any, draws: slice) -> Arrays:
         """One call; blocks. `bank` is what the batch's tickets share, `draws` those of it that are wanted."""
-        raise NotImplementedError
 
-    def finished(self, outputs: Arrays, bank: Any) -> None:
+    def finished(self, outputs: Arrays, bank: Any) -> None:  # noqa: B027  most have nothing to do
         """A call is done; on the loop, before its tickets are told."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,18 +26,18 @@ Reply = tuple[bytes, bytes]  # headers, each ended as HTTP ends lines, and the b
 Tell = Callable[[Reply | Exception], None]
 
 
-class Job:
+class Job(ABC):
     """One request's work. Whatever it raises is answered as a problem."""
 
+    @abstractmethod
     def quick(self, content: bytes, held: Held, tell: Tell) -> Drop | None:
         """Begin without a task, and say how to give up; None where it takes one, or nothing is gained without."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def work(self, content: bytes, held: Held, clock: asyncio.Timeout) -> Reply:
         """The answer to a body; clock is the request's deadline, which a body may name too."""
-        raise NotImplementedError
 
-    def failed(self) -> None:
+    def failed(self) -> None:  # noqa: B027  most have nothing to count
         """The request was refused, or its caller has gone."""
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
@@ -107,6 +106,7 @@ class Member:
         self.porter = stock is None
         self.may_listen = asyncio.Event()  # until then whoever comes waits at the listener
         self.name = "porter" if stock is None else str(number)
+        self.bereaved = False  # whether the supervisor has gone, and can't clear up
         self._channel = channel
         self._supervisor = os.getppid()
         self._said: dict[str, Any] = {"pids": [], "serving": 0, "replaced": 0}
@@ -172,7 +172,7 @@ class Member:
         except EOFError:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             log.critical("the supervisor is gone")
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.bereaved = True
             self._house.door.fault = "the supervisor is gone"
             self._drain(Message("drain", {"grace": 0.0}), self._house)
 

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -122,7 +123,10 @@ class Nursery:
                     listener.close()
             listeners = [self._listeners[other] for other in kept]
             keys = stock.entries if stock else find(self._models)
-            status = self._work(Member(number, slot, channel, listeners, stock, keys, Path(self._folder.name)))
+            member = Member(number, slot, channel, listeners, stock, keys, Path(self._folder.name))
+            status = self._work(member)
+            if member.bereaved:  # not sooner: what is answered until then is counted there
+                shutil.rmtree(self._folder.name, ignore_errors=True)
         except BaseException:
             log.critical("this process died", exc_info=True)
         finally:
