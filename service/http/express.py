@@ -22,7 +22,7 @@ from service.artifact import Array
 from service.door import Era
 from service.errors import Problem
 from service.http.exchange import Held, Memory
-from service.http.scores import Columns, Score
+from service.http.scores import Columns, Score, plain
 from service.http.telemetry import Books, Sitting
 from service.models import Model
 
@@ -185,6 +185,13 @@ class Counter:
         """Check the rows of some requests together, and have them appraised."""
         door, x = model.scores, None
         if by is not None and len(by) <= door.size:
+            usual: list[Entry] = []
+            other: list[Entry] = []
+            for entry in entries:
+                (usual if plain(model, by, entry.asked) else other).append(entry)
+            self._hand_back(other)
+            if not (entries := usual):
+                return
             try:
                 stacked = entries[0].rows if len(entries) == 1 else np.concatenate([entry.rows for entry in entries])
                 x = operations.admit(stacked, model.manifest)

@@ -133,6 +133,17 @@ def quick(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visit, tel
     return operations.post_score(model, rows, draws, asked.seed, rule, visit.errand, told)
 
 
+def plain(model: Model, by: Yardstick, asked: Score) -> bool:
+    """Whether a request is answered by columns alone: nothing decides its rows together, nor explains or warns.
+
+    To be asked before rows are appraised, which shows them to the watch for drift: nobody's are to be shown twice.
+    """
+    if model.manifest.missing or asked.fdr is not None or asked.correction != "none" or asked.explain:
+        return False
+    smallest = operations.calibrated(model, by).smallest_p
+    return not asked.conditionals and (smallest is None or smallest <= asked.alpha)
+
+
 class Columns:
     """What an appraisal found of many requests' rows, turned into numbers of answers all at once."""
 
@@ -142,12 +153,6 @@ class Columns:
         self.model, self.by = model, by
         self._lists: dict[str, list[float]] | None = None
         self._names = [name for name in anomaly.KINDS if name in found]
-
-    def plain(self, asked: Score) -> bool:
-        """Whether a request is answered by columns alone: nothing decides its rows together, nor corrects or warns."""
-        smallest = self.facts.smallest_p
-        usual = asked.fdr is None and asked.correction == "none" and not asked.explain and not asked.conditionals
-        return usual and (smallest is None or smallest <= asked.alpha)
 
     def flagged(self, start: int, stop: int, alpha: float) -> int:
         """How many of some rows are anomalies."""

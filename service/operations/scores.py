@@ -161,14 +161,17 @@ def post_score(
     return lambda: door.drop(ticket)
 
 
+def calibrated(model: Model, by: Yardstick) -> Calibrated:
+    """What p-values by a yardstick rest on, or why there are none."""
+    return _facts(model.calibrated, by)
+
+
 def standing(model: Model, by: Yardstick, x: Array, found: Arrays) -> tuple[Calibrated, dict[str, Doubles]]:
     """What an appraisal of many requests' rows gives each of them by the usual rule, by the names that it has in npz.
 
     Not of models for rows with missing values: what is said of these depends on a request's other rows.
     """
-    if model.manifest.missing:
-        raise ValueError("rows may have missing values")
-    facts = _facts(model.calibrated, by)
+    facts = calibrated(model, by)
     columns = {name: found[name] for name in ("elbo", "elbo_error", "log_likelihood", "kl")}
     for name in anomaly.KINDS:
         if name in found:
@@ -184,7 +187,7 @@ def standing(model: Model, by: Yardstick, x: Array, found: Arrays) -> tuple[Cali
 
 def _judged(model: Model, x: Array, by: Yardstick, found: Arrays, rule: Rule) -> Score:
     """A score from what an appraisal found, by a rule."""
-    facts = _facts(model.calibrated, by)
+    facts = calibrated(model, by)
     standings = _stand(found, by, rule)
     p = standings[facts.score].p_value if facts.score and facts.score in standings else None
     flags, facts = _decide(p, facts, rule)

@@ -305,3 +305,22 @@ def test_a_header_that_is_no_text_is_refused_like_any_other(served: tuple[str, F
             assert "error" in json.loads(text)
         caller.sendall(sent)
         assert answers(caller, 1)[0][0] == 200
+
+
+@pytest.mark.parametrize("fields", [{"fdr": 0.2}, {"correction": "simes"}, {"alpha": 0.0001}, {"explain": True}, {}])
+def test_rows_are_shown_to_the_watch_once(served: tuple[str, FastAPI], fields: dict[str, Any]) -> None:
+    """Also those of requests that are handed back: shown twice, they would look like a stream that repeats itself."""
+    address, _ = served
+    with connected(address) as caller:
+        caller.sendall(request(score(1)))
+        assert answers(caller, 1)[0][0] == 200
+        before = watched(address)
+        for of in range(4):
+            caller.sendall(request(score(of, rows=2, **fields)))
+            assert answers(caller, 1)[0][0] == 200
+    assert watched(address) - before == 8
+
+
+def watched(address: str) -> int:
+    """Rows that the watch for drift has seen."""
+    return int(httpx.get(f"{address}/v1/models/tiny").json()["drift"]["rows"])
