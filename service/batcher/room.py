@@ -74,6 +74,7 @@ class Batcher:
         self._held: set[Ticket] = set()  # tickets that aren't settled
         self._waiting = 0  # decoder rows that no call has taken
         self._turns = 0  # of these, the decoder rows of every ticket's next piece: what a newcomer waits for
+        self.beside = 0  # decoder rows that wait to become a ticket: they count like those that wait
         self._asked = self._woken = False
         self._closed = False
         self._broken: asyncio.Future[None] | None = None
@@ -81,14 +82,13 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Decoder rows that wait."""
-        return self._waiting
+        return self._waiting + self.beside
 
     @property
     def turn(self) -> float:
         """Seconds until a newcomer's turn comes, by what other calls have cost."""
-        if not self._waiting:
-            return 0.0
-        return self._cost.seconds(self._turns, math.ceil(self._turns / self.size)) / self._lanes.count
+        rows = self._turns + self.beside
+        return self._cost.seconds(rows, math.ceil(rows / self.size)) / self._lanes.count if rows else 0.0
 
     async def submit(self, rows: Arrays, *, bank: Any = None, key: object = None, deadline: float = math.inf) -> Answer:
         """Have rows computed; all arrays of `rows` share their first axis.
@@ -131,20 +131,21 @@ class Batcher:
         self._wake()
         return ticket
 
-    def check(self) -> None:
-        """Refuse at the door, before a body is parsed, while newcomers would wait too long for their turn."""
+    def check(self, rows: int = 0) -> None:
+        """Refuse at the door what there is no room for, or would wait too long for its turn; rows: decoder rows."""
         if self._closed:
             raise NotReady("the model is being put away")
-        if self._waiting and (wait := self.turn) > self._patience:
+        waiting = self.waiting
+        if waiting and (wait := self.turn) > self._patience:
             said = f"newcomers wait {wait:.2g} s for their turn, more than {self._patience:.2g} s"
             raise Overloaded(said, retry_after=max(1.0, wait - self._patience))
+        if waiting and waiting + rows > self._room:
+            wait = max(1.0, self._cost.seconds(waiting) / self._lanes.count)
+            raise Overloaded(f"{waiting} of {self._room} decoder rows are waiting already", retry_after=wait)
 
     def _admit(self, ticket: Ticket) -> None:
         """Refuse at the door what there is no room for, or no time."""
-        self.check()
-        if self._waiting and self._waiting + ticket.uncut > self._room:
-            wait = max(1.0, self._cost.seconds(self._waiting) / self._lanes.count)
-            raise Overloaded(f"{self._waiting} of {self._room} decoder rows are waiting already", retry_after=wait)
+        self.check(ticket.uncut)
         if math.isinf(ticket.deadline):
             return
         need = self._need(ticket)

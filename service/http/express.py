@@ -58,6 +58,8 @@ class Entry:
 
     __slots__ = (
         *(
+            "_room",
+            "_rows",
             "arrived",
             "asked",
             "body",
@@ -86,9 +88,23 @@ class Entry:
         self.keep_alive = True
         self.ticket: operations.Ticket | None = None
         self.held = Held(known.counter.memory)
+        self._room: operations.Batcher | None = None
+        self._rows = 0
+
+    def wait(self, room: operations.Batcher, rows: int) -> None:
+        """It waits to become part of a ticket, for one row until it is known for how many."""
+        self._room, self._rows = room, rows
+        room.beside += rows
+
+    def enter(self) -> None:
+        """It doesn't wait any more."""
+        if self._room is not None:
+            self._room.beside -= self._rows
+            self._room = None
 
     def let_go(self) -> None:
         """It is settled, and holds nothing any more."""
+        self.enter()
         self.gone = True
         self.held.resize(0)
 
@@ -121,10 +137,13 @@ class Counter:
         """A request is whole."""
         entry.era = self._books.door.come()
         try:
+            model = self.speaker.model()
+            model.scores.check(model.draws)
             entry.held.resize(len(entry.body) * HELD)
         except Problem:
             self._hand_back([entry])
             return
+        entry.wait(model.scores, model.draws)
         self._waiting.append(entry)
         self._wake()
         if not self._sweeping:
@@ -155,7 +174,6 @@ class Counter:
         try:
             model = self.speaker.model()
             door = model.scores
-            door.check()
         except Exception:
             self._hand_back([self._waiting.popleft() for _ in range(len(self._waiting))])
             return
@@ -164,6 +182,7 @@ class Counter:
         cost, started = 0, time.perf_counter()
         while self._waiting and cost < door.size:
             entry = self._waiting.popleft()
+            entry.enter()
             if entry.gone:
                 continue
             try:

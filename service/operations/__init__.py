@@ -4,7 +4,7 @@ Rows are checked here, before they queue, so that one bad row never reaches its 
 with each operation: it carries the deadline in and the clock readings out.
 """
 
-from service.batcher import Answer, Ticket
+from service.batcher import Answer, Batcher, Ticket
 from service.operations.calibrations import Keeping, calibrate, facts, refer
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
@@ -36,6 +36,7 @@ from service.operations.scores import (
 
 __all__ = [
     "Answer",
+    "Batcher",
     "Calibrated",
     "Encoding",
     "Errand",

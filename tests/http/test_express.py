@@ -207,6 +207,31 @@ def test_rows_of_callers_who_leave_are_not_computed_and_those_of_others_are(smal
         wait_until(lambda: app.state.door.inside == 0)
 
 
+def test_what_waits_here_counts_as_waiting(small: Path) -> None:
+    """A full room is a 429 at once, those who wait are answered, and the room is given back."""
+    gate = Gate()
+    settings = configured(small, lanes=1, waiting=32)
+    with listening(settings, opener=gate.opener) as (address, app), ExitStack() as stack:
+        callers = [stack.enter_context(connected(address)) for _ in range(4)]
+        callers[0].sendall(request(score(0)))
+        assert answers(callers[0], 1)[0][0] == 200
+        gate.shut()
+        callers[0].sendall(request(score(0)))
+        assert gate.waits.wait(20)
+        for caller in callers[1:3]:
+            caller.sendall(request(score(1)))
+        room = app.state.models.get("tiny").scores
+        wait_until(lambda: room.waiting == 32)
+        callers[3].sendall(request(score(2)))
+        status, headers, text = answers(callers[3], 1)[0]
+        assert status == 429
+        assert int(headers["retry-after"]) >= 1
+        assert b"32 of 32" in text
+        gate.open()
+        assert [answers(caller, 1)[0][0] for caller in callers[:3]] == [200] * 3
+        assert room.waiting == 0
+
+
 def test_who_waits_for_too_long_is_told_so(small: Path) -> None:
     """The deadline of the service holds, for those who wait and those who are being computed."""
     gate = Gate()
