@@ -140,7 +140,7 @@ class Counter:
             model = self.speaker.model()
             model.scores.check(model.draws)
             entry.held.resize(len(entry.body) * HELD)
-        except Problem:
+        except Exception:  # what is wrong is said step by step
             self._hand_back([entry])
             return
         entry.wait(model.scores, model.draws)

@@ -197,6 +197,8 @@ class Finder:
         if not heads.keys() <= {b"content-type", b"content-length", b"accept", LENGTH_HEAD}:
             return None
         length = heads[LENGTH_HEAD].decode("latin-1") if LENGTH_HEAD in heads else None
+        if len(parts) > 3 and parts[3].partition(".")[2] not in ("", "score"):
+            return None
         match parts:
             case ["", "v2", "models", model, "infer"]:
                 return Scores(self._window, model, None, length)
