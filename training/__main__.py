@@ -68,6 +68,62 @@ def export(
 
 
 @app.command()
+def import_onnx(
+    encoder: Annotated[Path, typer.Argument(help="x → mean and log variance, in ONNX.", metavar="ENCODER")],
+    decoder: Annotated[Path, typer.Argument(help="z → the family's parameters, in ONNX.", metavar="DECODER")],
+    likelihood: Annotated[str, typer.Option("--likelihood", help="A family, as in docs/likelihoods.md.")],
+    rows: Annotated[Path, typer.Option("--sample", help="Rows that it wasn't trained on, .npy; or four splits, .npz.")],
+    name: Annotated[str, typer.Option("--name", help="What it is served as.")],
+    encoder_gives: Annotated[
+        str | None, typer.Option("--encoder-gives", help="log_variance, log_scale, variance or scale.")
+    ] = None,
+    encoder_outputs: Annotated[
+        str, typer.Option("--encoder-outputs", help="Names of the mean and the second output, with a comma between.")
+    ] = "",
+    decoder_gives: Annotated[
+        str, typer.Option("--decoder-gives", help="parameters, logits, probabilities or mean.")
+    ] = "parameters",
+    decoder_outputs: Annotated[
+        str, typer.Option("--decoder-outputs", help="Names of the parameters, in the family's order.")
+    ] = "",
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="Beside a mean: a number, shared or feature; estimated unless given.")
+    ] = None,
+    shift: Annotated[float, typer.Option("--shift", help="The encoder is given (x − shift)/divisor.")] = 0.0,
+    divisor: Annotated[float, typer.Option("--divisor", help="The same: 255 for 8-bit pixels as 0 … 1.")] = 1.0,
+    description: Annotated[str, typer.Option("--description", help="For the manifest.")] = "",
+    to: Models = Path("exported_models"),
+    version: Version = None,
+    replace: Replace = False,
+) -> None:
+    """Make an artifact of an encoder and a decoder in ONNX files from anywhere, and calibrate it."""
+    from training.own import files
+
+    with plainly():
+        with console.status("looking at the files") as status:
+            folder = files.export(
+                encoder,
+                decoder,
+                likelihood=likelihood,
+                sample=rows,
+                encoder_gives=encoder_gives,
+                encoder_outputs=listed(encoder_outputs),
+                decoder_gives=decoder_gives,
+                decoder_outputs=listed(decoder_outputs),
+                units=None if (shift, divisor) == (0.0, 1.0) else {"shift": shift, "scale": divisor},
+                name=name,
+                scale=scale if scale in (None, "shared", "feature") else number(scale),
+                description=description,
+                to=to,
+                version=version,
+                replace=replace,
+                say=status.update,
+            )
+        console.print(f"Wrote    {folder}, calibrated")
+        console.print("Then     make serve")
+
+
+@app.command()
 def calibrate(folder: ArtifactFolder, rows: OwnRows = None) -> None:
     """Score held-out rows with the service's own engine, so that its scores come with p-values."""
     from training import calibrate as calibrating
@@ -82,6 +138,19 @@ def calibrate(folder: ArtifactFolder, rows: OwnRows = None) -> None:
             f"Scored   {made.n} held-out rows at {made.draws} draws; the smallest p-value is {made.smallest_p:.2g}"
         )
         console.print("Then     make serve")
+
+
+def listed(names: str) -> tuple[str, ...]:
+    """Names with commas between."""
+    return tuple(name for name in names.split(",") if name)
+
+
+def number(text: str) -> float:
+    """A number that was typed."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise Unusable(f"--scale {text}: a number, shared or feature") from error
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from training import composed
 from training.likelihoods import total
 from training.vae import VAE
 
@@ -146,7 +147,7 @@ def export(name: str, module: nn.Module, example: Mapping[str, Tensor], outputs:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         program.save(path, external_data=False)
-        return stripped(onnx.load(path), name)
+        return stripped(composed.spliced(onnx.load(path), module), name)
 
 
 def stripped(model: onnx.ModelProto, name: str) -> bytes:

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from service.artifact import Feature
 from training import calibrate as calibrating
 from training import config, exporting, likelihoods
+from training.composed import Composed
 from training.config import Unusable
 from training.data import DataSet
 from training.likelihoods import Likelihood
@@ -95,6 +96,7 @@ def export(
         encoder_gives=encoder_gives,
         decoder_gives=decoder_gives,
         preprocessing=_listed(preprocessing),
+        made_of="; ".join(m.origin for m in (encoder, decoder) if isinstance(m, Composed)) or "torch modules",
         **_scale(pair, rows, scale, tell),
     )
     tell("sums and integrals of p(x|z)")
@@ -204,7 +206,7 @@ def assembled(
     return pair
 
 
-def _as_logits(graph: fx.GraphModule, family: Likelihood, gives: DecoderGives) -> DecoderGives:
+def _as_logits(graph: nn.Module, family: Likelihood, gives: DecoderGives) -> DecoderGives:
     """What a decoder gives once a last sigmoid or softmax is taken off, where logits are what the family needs."""
     if gives not in ("logits", "probabilities"):
         return gives

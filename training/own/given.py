@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -14,6 +14,8 @@ from training.config import Part, Unusable
 EncoderGives = Literal["log_variance", "log_scale", "variance", "scale"]
 DecoderGives = Literal["parameters", "logits", "probabilities", "mean"]
 KIND: Literal["own"] = "own"
+ENCODER_GIVES: TypeAdapter[Any] = TypeAdapter(EncoderGives)
+DECODER_GIVES: TypeAdapter[Any] = TypeAdapter(DecoderGives)
 FAMILY: TypeAdapter[Any] = TypeAdapter(config.Family)
 # What people call the loss that their model was trained with, and what it stands for.
 LOSSES: Mapping[str, str] = {
@@ -78,6 +80,23 @@ def check(**fields: Any) -> Given:
         return Given.model_validate(fields)
     except ValidationError as error:
         raise Unusable(f"export: {config.first(error)}") from error
+
+
+def encoder_gives(said: str | None) -> EncoderGives | None:
+    """The word for an encoder's second output, if there is one."""
+    return None if said is None else cast(EncoderGives, _word(ENCODER_GIVES, said, "encoder_gives"))
+
+
+def decoder_gives(said: str) -> DecoderGives:
+    """The word for what a decoder gives."""
+    return cast(DecoderGives, _word(DECODER_GIVES, said, "decoder_gives"))
+
+
+def _word(words: TypeAdapter[Any], said: str, what: str) -> Any:
+    try:
+        return words.validate_python(said)
+    except ValidationError as error:
+        raise Unusable(f"{what} {said!r}: {config.first(error)}") from error
 
 
 def family(wanted: object) -> config.Family:

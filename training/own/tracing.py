@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
+from training.composed import Composed
 from training.config import Unusable
 
 Outputs = tuple[Tensor, ...]
@@ -25,13 +26,16 @@ RESHAPING = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze
 RESHAPING |= {"permute", "transpose", "alias", "detach", "dropout"}
 
 
-def traced(role: str, module: nn.Module, example: Tensor, others: Tensor) -> fx.GraphModule:
+def traced(role: str, module: nn.Module, example: Tensor, others: Tensor) -> nn.Module:
     """The module as a program of tensor operations alone, its leading axis dynamic. Unusable with the reason.
 
     example, others: five or more rows each; the program is made from the former and held to the module on both.
     """
     settled(role, module)
     found = looked(role, module, example)
+    if any(isinstance(part, Composed) for part in module.modules()):  # a graph already
+        looked(role, module, others)
+        return module
     with _quiet(), torch.random.fork_rng(devices=[]):
         try:
             program = torch.export.export(module, (example[:3],), dynamic_shapes=(({0: Dim("rows", min=0)}),))
@@ -174,11 +178,16 @@ def _hold(role: str, plain: nn.Module, rows: Tensor, wanted: Outputs) -> None:
             )
 
 
-def without_last(graph: fx.GraphModule, names: tuple[str, ...], last_axis: bool = False) -> bool:
+def without_last(module: nn.Module, names: tuple[str, ...], last_axis: bool = False) -> bool:
     """Take off a last elementwise operation of that name, if there is one before mere changes of shape.
 
     A sigmoid in float32 is 0 or 1 where its argument isn't infinite; with its argument nothing is lost.
     """
+    for part in module.modules():
+        if isinstance(part, Composed):
+            return part.without_last(tuple(name.capitalize() for name in names), last_axis)
+    assert isinstance(module, fx.GraphModule)
+    graph = module
     output = next(node for node in graph.graph.nodes if node.op == "output")
     (outputs,) = output.args
     if not isinstance(outputs, tuple | list) or len(outputs) != 1:
