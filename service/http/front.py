@@ -185,7 +185,7 @@ class Connection(HttpToolsProtocol):
         entry.known.counter.add(entry)
 
     def _ungather(self) -> None:
-        """A body takes its time: the request is met as if its head had not been known, which bounds what it may take."""
+        """A body takes its time: the request is met as if its head were not known, which bounds what it may take."""
         self.timer, entry = None, self.entry
         assert entry is not None
         data, self.parts, self.entry = b"".join(self.parts), [], None
