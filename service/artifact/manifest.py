@@ -16,6 +16,7 @@ from service.artifact.provenance import Golden, Parity, Training
 NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 FILE = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 MANIFEST, GOLDEN, CALIBRATION, CONFIG = "manifest.json", "golden.npz", "calibration.npz", "config.yaml"
+WEIGHTS = "weights.bin"  # what large graphs share, if the artifact has it
 
 
 class Prior(Part):
