@@ -8,7 +8,7 @@ import json
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -30,7 +30,8 @@ LARGEST_WEIGHTS = 2**36
 class Artifact:
     """An artifact whose every file is what its manifest says. Golden and calibration arrays are loaded; graphs are not.
 
-    digest is the SHA-256 of manifest.json as it was read.
+    digest is the SHA-256 of manifest.json as it was read. weights are the bytes of weights.bin, checked, where the
+    artifact has that file: they are read once, and every graph that is opened borrows them.
 
     calibration holds `scores` (n,) float64, the elbo's, and `noise` (draws, latent_size) float32. As far as the
     manifest lists them: `scores.<name>` (n,) of further scores, `fitted.<name>.<parameter>` of what was fitted for
@@ -42,6 +43,7 @@ class Artifact:
     golden: Arrays
     calibration: Arrays | None
     digest: str
+    weights: bytes | None = field(default=None, repr=False)
 
     def path(self, graph: str) -> Path:
         """Where a graph's file lies."""
@@ -63,14 +65,16 @@ def read(folder: Path) -> Artifact:
     except ValidationError as error:
         raise ArtifactRefused(f"{MANIFEST}: {_first(error)}") from error
     for name, file in manifest.files.items():
-        if name not in (GOLDEN, CALIBRATION):  # which are read below, and held to their digests there
+        if name not in (GOLDEN, CALIBRATION, WEIGHTS):  # which are read below, and held to their digests there
             hold(folder / name, file)
     golden = _arrays(GOLDEN, verify(folder / GOLDEN, manifest.files[GOLDEN]), manifest.missing)
     calibration = None
     if CALIBRATION in manifest.files:
         arrays = verify(folder / CALIBRATION, manifest.files[CALIBRATION])
         calibration = _arrays(CALIBRATION, arrays) if manifest.calibration else None
-    artifact = Artifact(folder, manifest, golden, calibration, hashlib.sha256(content).hexdigest())
+    weights = verify(folder / WEIGHTS, manifest.files[WEIGHTS]) if WEIGHTS in manifest.files else None
+    digest = hashlib.sha256(content).hexdigest()
+    artifact = Artifact(folder, manifest, golden, calibration, digest, weights)
     _check_arrays(artifact)
     return artifact
 
