@@ -12,7 +12,8 @@ from training.sources.found import Found, Rows, levels, readable
 from training.wanted import Folder
 
 MODES = {"grey": "L", "rgb": "RGB"}
-GREY = {"1", "L", "LA", "I", "F", "I;16"}  # Pillow's modes without colour
+GREY = ("1", "L", "LA")  # Pillow's modes without colour
+DEEP = ("I", "F")  # and of more than 8 bits, each with kinds of its own
 
 
 def read(wanted: Folder) -> Found:
@@ -48,6 +49,8 @@ def one(path: Path, mode: str, wanted: Folder) -> Rows:
     """A picture's levels, (height, width) or (height, width, 3)."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(DEEP):
+                raise Unusable(f"{path}: has levels of more than 8 bits; save it with 8")
             picture = image.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unusable(f"{path}: not a picture that can be read") from error
