@@ -51,6 +51,23 @@ def fit(path: Config, runs: Runs = Path("runs"), resume: Resume = False) -> None
         console.print(f"Then     python -m training export {folder}")
 
 
+@app.command("data")
+def look(path: Annotated[Path, typer.Argument(help="CSV, Parquet, npy, npz, IDX, or a folder of pictures.")]) -> None:
+    """Show what a file or folder holds: the guessed role of each column, and a config to paste."""
+    from rich.table import Table
+
+    from training import look as looking
+
+    with plainly():
+        seen = looking.look(path)
+        shown = Table(*seen.heads, title=seen.title, title_justify="left", show_header=any(seen.heads))
+        for line in seen.lines:
+            shown.add_row(*line)
+        console.print(shown)
+        console.print("A config to begin with; what is wrong in it is yours to change:\n")
+        console.print(seen.config, markup=False, end="")
+
+
 @app.command()
 def export(
     run: RunFolder, to: Models = Path("exported_models"), version: Version = None, replace: Replace = False
