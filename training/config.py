@@ -303,7 +303,6 @@ class Missing(Part):
 
 Posterior = Annotated[DiagonalPosterior | FullPosterior, Field(discriminator="kind")]
 Prior = Annotated[StandardNormalPrior | MixturePrior | VampPrior, Field(discriminator="kind")]
-PriorFamily = Literal["standard_normal", "mixture", "flow"]
 DIAGONAL = DiagonalPosterior()
 Data = Annotated[Mnist | Digits | BreastCancer | Diabetes | File, Field(discriminator="name")]
 Network = Annotated[Mlp | Conv, Field(discriminator="kind")]

@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         super().__init__()
         form = posteriors.build(posterior, latent_size)
         self.body = _encoder_body(wanted, event_shape, form.numbers, marks)
-        self.form = form
+        self.form, self.family = form, form.family
 
     def forward(self, x: Tensor) -> Posterior:
         """The posterior."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from service.artifact import PosteriorFamily
 from training import config
 from training.likelihoods import aligned, softclip, total
 
@@ -103,9 +104,10 @@ class FullNormal(Posterior):
 
 
 class Form(nn.Module, ABC):
-    """How an encoder's numbers become a posterior. numbers: how many it wants of each row."""
+    """How an encoder's numbers become a posterior. numbers: how many it wants of a row; family: as in the manifest."""
 
     numbers: int
+    family: PosteriorFamily
 
     @abstractmethod
     def forward(self, raw: Tensor) -> Posterior:
@@ -114,6 +116,8 @@ class Form(nn.Module, ABC):
 
 class Diagonal(Form):
     """mean and log σ, the latter softly bounded."""
+
+    family = "diagonal_normal"
 
     def __init__(self, latent_size: int) -> None:
         super().__init__()
@@ -128,6 +132,7 @@ class Diagonal(Form):
 class Full(Form):
     """mean, the log of L's diagonal, softly bounded, and what is below it, in units of the diagonal of its column."""
 
+    family = "full_normal"
     places: Tensor
 
     def __init__(self, latent_size: int) -> None:

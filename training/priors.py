@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from service.artifact import PriorFamily
 from training import config
 from training.likelihoods import aligned, softclip, total
 from training.networks import Encoder
@@ -23,7 +24,7 @@ LOWEST = 1e-300  # of a sum that a logarithm is taken of
 class Prior(nn.Module, ABC):
     """p(z). family: as in the manifest."""
 
-    family: config.PriorFamily
+    family: PriorFamily
 
     def renew(self, encoder: Encoder) -> None:
         """Make again what the encoder makes of the prior."""

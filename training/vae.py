@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from service.artifact import Form
 from training import likelihoods, missing, priors
 from training.config import Run
 from training.data import DataSet
@@ -43,6 +44,13 @@ class VAE(nn.Module):
         self.register_buffer("stand_in", stand_in)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.event_shape = event_shape
+
+    @property
+    def form(self) -> Form:
+        """The forms of p(z) and q(z|x), as the manifest states them."""
+        return Form(
+            self.prior.family, getattr(self.encoder, "family", "diagonal_normal")
+        )  # others' encoders say nothing
 
     @property
     def dtype(self) -> torch.dtype:
