@@ -44,8 +44,8 @@ def fit(path: Config, runs: Runs = Path("runs"), resume: Resume = False) -> None
         fitted = fitting.fit(run, folder, resume=resume, console=console)
         last = fitted.figures[-1]
         console.print(
-            f"Kept epoch {len(fitted.figures)}: held-out ELBO {fitting.held_out(last):.2f} nats a row "
-            f"= {last['log_likelihood']:.2f} − {last['kl']:.2f}"
+            f"Kept epoch {len(fitted.figures)}: held-out bound {fitting.held_out(last):.2f} nats a row "
+            f"(log-likelihood {last['log_likelihood']:.2f}, KL {last['kl']:.2f})"
         )
         console.print(f"Look at  {folder / fitting.PICTURE}")
         console.print(f"Then     python -m training export {folder}")

@@ -202,11 +202,60 @@ class Mixed(Part):
     blocks: Annotated[list[Block], Field(min_length=1)] | None = None
 
 
-class Objective(Part):
-    """What is maximised: E_q[log p(x|z)] − β·KL, with β rising linearly over the first `warm_up` epochs."""
+class DiagonalPosterior(Part):
+    """q(z|x) is a normal whose latents are independent."""
 
+    kind: Literal["diagonal_normal"] = "diagonal_normal"
+
+
+class FullPosterior(Part):
+    """q(z|x) is a normal with all covariances; the encoder's last layer grows with the square of the latents."""
+
+    kind: Literal["full_normal"] = "full_normal"
+
+
+class StandardNormalPrior(Part):
+    """p(z) = N(0, I)."""
+
+    kind: Literal["standard_normal"] = "standard_normal"
+
+
+class MixturePrior(Part):
+    """p(z) is a mixture of normals whose means, scales and weights are learned."""
+
+    kind: Literal["mixture"]
+    components: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class VampPrior(Part):
+    """p(z) is the mixture of the posteriors of so many rows, which are learned and begin at fitted ones."""
+
+    kind: Literal["vamp"]
+    components: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class Objective(Part):
+    """What is maximised, with so many `draws` of each row in a step.
+
+    elbo: E_q[log p(x|z)] − β·KL, β rising linearly over the first `warm_up` epochs, and `free_bits` nats of each
+    latent's KL costing nothing. importance_weighted: E_q[log mean w], the encoder's gradient doubly reparameterised.
+    """
+
+    kind: Literal["elbo", "importance_weighted"] = "elbo"
+    draws: Annotated[int, Field(ge=1, le=4096)] = 1
     beta: Annotated[float, Field(ge=0)] = 1.0
     warm_up: Annotated[int, Field(ge=0)] = 0
+    free_bits: Annotated[float, Field(ge=0, description="nats")] = 0.0
+
+    @model_validator(mode="after")
+    def _weights_are_whole(self) -> Self:
+        if self.kind == "elbo":
+            return self
+        if self.beta != 1 or self.warm_up or self.free_bits:
+            raise ValueError("importance_weighted has no KL of its own to weigh: leave out beta, warm_up and free_bits")
+        if self.draws < 2:
+            raise ValueError("importance_weighted with one draw is the elbo: set draws to 2 or more")
+        return self
 
 
 class Optimiser(Part):
@@ -232,6 +281,9 @@ class Missing(Part):
         return self
 
 
+Posterior = Annotated[DiagonalPosterior | FullPosterior, Field(discriminator="kind")]
+Prior = Annotated[StandardNormalPrior | MixturePrior | VampPrior, Field(discriminator="kind")]
+DIAGONAL = DiagonalPosterior()
 Data = Annotated[Mnist | Digits | BreastCancer | Diabetes | File | Table | Folder, Field(discriminator="name")]
 Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
 Family = Annotated[OneFamily | Mixed, Field(discriminator="family")]
@@ -248,9 +300,24 @@ class Run(Part):
     latent_size: Annotated[int, Field(ge=1, le=1024)]
     likelihood: Family
     missing: Missing | None = None
+    posterior: Posterior = DIAGONAL
+    prior: Prior = StandardNormalPrior()
     objective: Objective = Objective()
     optimiser: Optimiser = Optimiser()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether KL(q(z|x) ‖ p(z)) has a closed form."""
+        return self.prior.kind == "standard_normal" and self.posterior.kind in ("diagonal_normal", "full_normal")
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        if self.objective.free_bits and not self.exact_kl:
+            raise ValueError("objective.free_bits: each latent's KL has no closed form with this prior and posterior")
+        if self.prior.kind == "vamp" and self.posterior.kind != "diagonal_normal":
+            raise ValueError("prior vamp is made of diagonal normals: write posterior: {kind: diagonal_normal}")
+        return self
 
     def plain(self) -> dict[str, Any]:
         """The run as plain dicts, lists, numbers and text."""
