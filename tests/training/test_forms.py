@@ -26,7 +26,7 @@ FLOWING = {
     "posterior": {"kind": "flow", "layers": 2, "hidden": 16},
     "prior": {"kind": "flow", "layers": 2, "hidden": 16},
 }
-FORMS = {"mixed": MIXED, "flowing": FLOWING}
+FORMS: dict[str, dict[str, Any]] = {"mixed": MIXED, "flowing": FLOWING}
 
 
 def run(name: str, **changes: Any) -> Run:
@@ -183,9 +183,9 @@ async def test_the_protocol_lists_what_there_is(name: str, house: kit.House) -> 
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_model_is_held_to_its_own_rows(name: str, written: dict[str, Artifact]) -> None:
+def test_a_model_is_held_to_its_own_rows(name: str, written: dict[str, Artifact], tmp_path: Path) -> None:
     """`check` draws by prior.onnx: the sandwich holds, z* ranks uniformly, and the graphs say the same."""
-    found = kit.program("check", str(written[name].folder), "--rows", "200", "--draws", "512")
+    found = kit.program("check", str(written[name].folder), "--rows", "200", "--draws", "512", cwd=tmp_path)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "the weighed posterior is right" in found.stdout
     assert "latents aren't told apart" in found.stdout
