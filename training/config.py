@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from service.artifact import NAME
-
-
-class Unusable(Exception):
-    """Something that the person at the keyboard can mend; the message is one line that says how."""
-
-
-class Part(BaseModel):
-    """A part of a run: immutable, strictly typed, and nothing in it that we don't know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-Size = Annotated[int, Field(ge=1, le=65_536)]
-Sizes = Annotated[list[Size], Field(min_length=1, max_length=8)]
+from training.part import Part, Size, Sizes
+from training.part import Unusable as Unusable  # what all the trainer raises, under the name that all know
+from training.wanted import Column as Column
+from training.wanted import File as File
+from training.wanted import Folder as Folder
+from training.wanted import Table as Table
 
 
 class Mnist(Part):
@@ -61,21 +53,6 @@ class Diabetes(Part):
     """442 patients, 11 columns: sex, age and measurements of blood, and how the disease went on for a year."""
 
     name: Literal["diabetes"]
-    split_seed: Annotated[int, Field(ge=0)] = 0
-
-
-class File(Part):
-    """Your own rows, in an .npy file. Each is taken once.
-
-    uint8 for levels 0…highest, int32 or int64 for counts, float64 for real values and for tables of several kinds.
-
-    A run with `missing` may have NaN for values that are absent.
-    """
-
-    name: Literal["file"]
-    path: str
-    source: str = Field(description="where the rows come from, for the manifest")
-    highest: Annotated[int | None, Field(ge=1, le=255, description="the highest level of uint8 rows")] = None
     split_seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -221,10 +198,13 @@ class Block(Part):
 
 
 class Mixed(Part):
-    """A table with a family for each block of columns, given by places from 0 or by names; each column in one."""
+    """A table with a family for each block of columns, given by places from 0 or by names; each column in one.
+
+    Without blocks, the roles of the columns of a `table` decide.
+    """
 
     family: Literal["mixed"]
-    blocks: Annotated[list[Block], Field(min_length=1)]
+    blocks: Annotated[list[Block], Field(min_length=1)] | None = None
 
 
 class DiagonalPosterior(Part):
@@ -325,7 +305,7 @@ class Missing(Part):
 Posterior = Annotated[DiagonalPosterior | FullPosterior | FlowPosterior, Field(discriminator="kind")]
 Prior = Annotated[StandardNormalPrior | MixturePrior | VampPrior | FlowPrior, Field(discriminator="kind")]
 DIAGONAL = DiagonalPosterior()
-Data = Annotated[Mnist | Digits | BreastCancer | Diabetes | File, Field(discriminator="name")]
+Data = Annotated[Mnist | Digits | BreastCancer | Diabetes | File | Table | Folder, Field(discriminator="name")]
 Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
 Family = Annotated[OneFamily | Mixed, Field(discriminator="family")]
 
@@ -383,15 +363,21 @@ def check(content: object, where: str) -> Run:
     try:
         return Run.model_validate(content)
     except ValidationError as error:
-        raise Unusable(f"{where}: {_first(error)}") from error
+        raise Unusable(f"{where}: {first(error)}") from error
 
 
-def write(run: Run) -> str:
+class Plain(Protocol):
+    """What has a form of plain values."""
+
+    def plain(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+def write(run: Plain) -> str:
     """The run as YAML, every default spelt out."""
     return yaml.safe_dump(run.plain(), sort_keys=False, allow_unicode=True)
 
 
-def _first(error: ValidationError) -> str:
+def first(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, on one line."""
     found = error.errors(include_url=False)
     step, others = found[0], len(found) - 1

@@ -33,7 +33,7 @@ def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Pat
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = parts
     figure.suptitle(f"{run.name}: {run.description}")
-    if len(dataset.event_shape) == 2:
+    if len(dataset.event_shape) == 2 or (len(dataset.event_shape) == 3 and dataset.event_shape[0] == 3):
         _pictures(above, dataset, (("held out", rows), ("reconstructed", reconstructed), ("prior", imagined)))
     else:
         _tables(above, vae, dataset, run)
@@ -54,14 +54,23 @@ def _means(vae: VAE, z: Tensor) -> Doubles:
 
 
 def _pictures(figure: SubFigure, dataset: DataSet, lines: tuple[tuple[str, NDArray[Any]], ...]) -> None:
-    """One line of pictures each, on the support's own range of greys."""
+    """One line of pictures each, on the support's own range of greys; coloured ones as they are."""
     grid = figure.subplots(len(lines), SHOWN)
+    low, high = dataset.support.lowest, dataset.support.highest
     for axes, (title, images) in zip(grid, lines, strict=True):
-        for axis, image in zip(axes, images, strict=True):
-            axis.imshow(image, cmap="gray_r", vmin=dataset.support.lowest, vmax=dataset.support.highest)
+        for axis in axes:
             axis.set_xticks([])
             axis.set_yticks([])
+        for axis, image in zip(axes, images, strict=False):  # fewer, where so few are held out
+            axis.imshow(image if image.ndim == 2 else _coloured(image), cmap="gray_r", vmin=low, vmax=high)
         axes[0].set_ylabel(title)
+
+
+def _coloured(image: NDArray[Any]) -> Doubles:
+    """Channels last, from 0 to 1."""
+    low, high = float(image.min()), float(image.max())
+    whole = (0.0, 255.0) if low >= 0 and high <= 255 else (low, high)
+    return np.asarray(np.moveaxis(image, 0, -1) - whole[0], np.float64) / ((whole[1] - whole[0]) or 1.0)
 
 
 def _tables(figure: SubFigure, vae: VAE, dataset: DataSet, run: Run) -> None:

@@ -94,6 +94,10 @@ class Manifest(Part):
         """Whether p(x) is a mass."""
         return self.base_measure == "counting"
 
+    def support_of(self, column: int) -> Support:
+        """Of one number of an event, flat: its block's in a mixed table."""
+        return next((block.support for block in self.blocks or [] if column in block.columns), self.support)
+
     @property
     def graphs(self) -> dict[str, Graph]:
         """The graphs of this artifact, by name."""
@@ -112,6 +116,10 @@ class Manifest(Part):
             raise ValueError(f"prior: mean and scale have one number for each of {self.latent_size} latents")
         if self.features is not None and len(self.features) != self.dimensions:
             raise ValueError(f"features names {len(self.features)} columns of {self.dimensions}")
+        for column, feature in enumerate(self.features or []):
+            support = self.support_of(column)
+            if feature.categories and (support.kind, *support.levels) != ("levels", 0, len(feature.categories) - 1, 1):
+                raise ValueError(f"features.{column}: the categories are not those of its support, {support.words}")
         if len({split.sha256 for split in self.training.splits.values()}) < 4:
             raise ValueError("two splits are the same rows")
         return self

@@ -15,7 +15,7 @@ from service import artifact
 from service.artifact import Artifact
 from service.errors import ArtifactRefused
 from tests import kit
-from training import calibrate, config, data, export, fit, graphs, vae
+from training import calibrate, config, data, exporting, fit, graphs, vae
 from training.config import Run
 from training.couplings import Layer
 from training.fit import Fitted
@@ -50,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
                 if isinstance(module, Layer):
                     module.outer.weight.add_(0.2 * torch.randn(module.outer.weight.shape))
         fitted = Fitted(wanted, dataset, fresh.eval().requires_grad_(False), [])
-        found = export.export(fitted, folder, say=lambda _: None)
+        found = exporting.export(fitted, folder, say=lambda _: None)
         calibrate.calibrate(found)
         made[name] = artifact.read(found)
     return made
@@ -202,7 +202,7 @@ def test_a_vampprior_is_resumed_and_kept(tmp_path: Path) -> None:
     assert isinstance(begun, Vamp)
     assert not torch.equal(prior.rows, begun.rows)
     z = torch.randn(5, 2)
-    double = export.doubled(fitted)
+    double = exporting.doubled(fitted)
     np.testing.assert_allclose(fitted.vae.log_prior(z).numpy(), double.log_prior(z).numpy(), rtol=1e-4)
     assert fit.held_out(fitted.figures[-1]) > fit.held_out(fitted.figures[0])
 
@@ -222,8 +222,8 @@ def test_a_full_posterior_keeps_its_promises(tmp_path: Path) -> None:
     wanted = run("full", posterior={"kind": "full_normal"}, latent_size=3, missing=None)
     dataset = data.of(wanted)
     fitted = Fitted(wanted, dataset, vae.build(wanted, dataset).eval().requires_grad_(False), [])
-    made = export.build(fitted.vae, fitted, say=lambda _: None)
-    export.write(made, fitted, tmp_path / "full" / "1", say=lambda _: None)
+    made = exporting.build(fitted.vae, fitted, say=lambda _: None)
+    exporting.write(made, fitted, tmp_path / "full" / "1", say=lambda _: None)
     manifest = artifact.read(tmp_path / "full" / "1").manifest
     assert manifest.kl == "exact"
     assert list(manifest.graphs) == ["encoder", "decoder", "elbo", "joint", "terms", "posterior"]
@@ -235,8 +235,8 @@ def test_a_full_posterior_keeps_its_promises(tmp_path: Path) -> None:
     weight = joint["log_likelihood"] + joint["log_prior"] - drawn["log_density"]
     np.testing.assert_allclose(weight, elbo["log_weight"], rtol=5e-6)
     with torch.no_grad():
-        other = export.doubled(fitted)
+        other = exporting.doubled(fitted)
         next(other.encoder.parameters()).add_(1e-3)
     spoilt = dataclasses.replace(made["posterior"], truth=graphs.modules(other)["posterior"])
     with pytest.raises(ArtifactRefused, match=r"posterior\.z differs"):
-        export.measure({"posterior": spoilt}, fitted)
+        exporting.measure({"posterior": spoilt}, fitted)
