@@ -19,9 +19,14 @@ from training.wanted import Table as Table
 
 
 class Mnist(Part):
-    """5,000 handwritten digits, 28×28 grey levels 0–255."""
+    """5,000 handwritten digits, 28×28 grey levels 0–255; or black and white, by chance.
+
+    binarise: drawn makes a pixel 1 with the probability level/255, drawn once for held-out rows and anew in every epoch
+    for fitted ones (as Burda et al. 2016 do).
+    """
 
     name: Literal["mnist"]
+    binarise: Literal["drawn"] | None = None
     split_seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -214,6 +219,14 @@ class FullPosterior(Part):
     kind: Literal["full_normal"] = "full_normal"
 
 
+class FlowPosterior(Part):
+    """q(z|x) is a diagonal normal whose draws go through so many couplings, with `hidden` numbers within each."""
+
+    kind: Literal["flow"]
+    layers: Annotated[int, Field(ge=1, le=32)] = 4
+    hidden: Size = 64
+
+
 class StandardNormalPrior(Part):
     """p(z) = N(0, I)."""
 
@@ -232,6 +245,14 @@ class VampPrior(Part):
 
     kind: Literal["vamp"]
     components: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class FlowPrior(Part):
+    """p(z) is a standard normal whose draws go through so many couplings, with `hidden` numbers within each."""
+
+    kind: Literal["flow"]
+    layers: Annotated[int, Field(ge=1, le=32)] = 4
+    hidden: Size = 64
 
 
 class Objective(Part):
@@ -281,8 +302,8 @@ class Missing(Part):
         return self
 
 
-Posterior = Annotated[DiagonalPosterior | FullPosterior, Field(discriminator="kind")]
-Prior = Annotated[StandardNormalPrior | MixturePrior | VampPrior, Field(discriminator="kind")]
+Posterior = Annotated[DiagonalPosterior | FullPosterior | FlowPosterior, Field(discriminator="kind")]
+Prior = Annotated[StandardNormalPrior | MixturePrior | VampPrior | FlowPrior, Field(discriminator="kind")]
 DIAGONAL = DiagonalPosterior()
 Data = Annotated[Mnist | Digits | BreastCancer | Diabetes | File | Table | Folder, Field(discriminator="name")]
 Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
@@ -317,6 +338,8 @@ class Run(Part):
             raise ValueError("objective.free_bits: each latent's KL has no closed form with this prior and posterior")
         if self.prior.kind == "vamp" and self.posterior.kind != "diagonal_normal":
             raise ValueError("prior vamp is made of diagonal normals: write posterior: {kind: diagonal_normal}")
+        if self.latent_size < 2 and "flow" in (self.prior.kind, self.posterior.kind):
+            raise ValueError("a flow's couplings have two halves, each with a latent: set latent_size to 2 or more")
         return self
 
     def plain(self) -> dict[str, Any]:

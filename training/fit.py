@@ -70,8 +70,8 @@ class Module(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """The fitted rows in an order, and with values taken out, that the seed and the epoch alone decide."""
         generator = np.random.default_rng([self.run.seed, self.current_epoch])
-        rows = self.dataset.splits["fit"]
-        rows = rows[generator.permutation(len(rows))]
+        order = generator.permutation(len(self.dataset.splits["fit"]))
+        rows = self.dataset.drawn(generator)[order]
         if self.run.missing:
             rows = missing.punch(rows, self.run.missing, generator)
         return DataLoader(TensorDataset(torch.from_numpy(rows)), self.run.optimiser.batch_size)

@@ -36,8 +36,7 @@ class EncoderGraph(nn.Module):
 
     def forward(self, x: Tensor) -> Outputs:
         """mean, log_scale (n, d)."""
-        q = self.vae.posterior(x)
-        return q.mean, q.log_scale
+        return self.vae.posterior(x).moments()
 
 
 class DecoderGraph(nn.Module):

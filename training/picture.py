@@ -26,7 +26,7 @@ SHOWN = 12
 def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Path) -> None:
     """Held-out rows and their reconstructions, draws from the prior, and the bound's terms over epochs."""
     rows = dataset.splits["test"][:SHOWN]
-    reconstructed = _means(vae, vae.posterior(torch.from_numpy(rows)).mean)
+    reconstructed = _means(vae, vae.posterior(torch.from_numpy(rows)).moments()[0])
     imagined = _means(vae, _imagined(vae, SHOWN, run.latent_size, torch.Generator().manual_seed(run.seed)))
     figure = Figure(figsize=(12, 8.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -79,7 +79,7 @@ def _tables(figure: SubFigure, vae: VAE, dataset: DataSet, run: Run) -> None:
     fitted = dataset.splits["fit"].reshape(len(dataset.splits["fit"]), -1)
     centre, spread = fitted.mean(0), np.where(fitted.std(0) > 0, fitted.std(0), 1.0)
     x = torch.from_numpy(dataset.splits["test"])
-    reconstructed = _means(vae, vae.posterior(x).mean).reshape(rows.shape)
+    reconstructed = _means(vae, vae.posterior(x).moments()[0]).reshape(rows.shape)
     generator = torch.Generator().manual_seed(run.seed)
     z = _imagined(vae, 1000, run.latent_size, generator)
     imagined = vae.likelihood.sample(vae.parameters_at(z), generator).numpy()

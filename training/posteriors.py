@@ -5,6 +5,7 @@ Noise is an input, (k, d) for a bank that all rows share or (rows, k, d). Densit
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,20 +13,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from service import noise
 from service.artifact import PosteriorFamily
 from training import config
+from training.couplings import Couplings
 from training.likelihoods import aligned, softclip, total
 
 LOG_SCALE = -6.0, 2.0  # bounds of log σ of q(z|x), soft
+LOOKS = 64  # draws that the mean and the scale of a flow are taken from
+LEAST = 1e-12  # variance of a latent
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
-@dataclass(frozen=True, slots=True)
 class Posterior(ABC):
-    """q(z|x): mean and log_scale are each latent's own, (rows, d)."""
+    """q(z|x)."""
 
-    mean: Tensor
-    log_scale: Tensor
+    @abstractmethod
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the log of the standard deviation of each latent, (rows, d)."""
 
     @abstractmethod
     def drawn(self, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +57,13 @@ class Posterior(ABC):
 class DiagonalNormal(Posterior):
     """q(z|x) = N(mean, diag e^(2 log_scale)); both (rows, d)."""
 
+    mean: Tensor
+    log_scale: Tensor
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """As they are."""
+        return self.mean, self.log_scale
+
     def drawn(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """z = mean + σ ε."""
         z = self.mean.unsqueeze(1) + torch.exp(self.log_scale).unsqueeze(1) * noise
@@ -76,8 +88,14 @@ class DiagonalNormal(Posterior):
 class FullNormal(Posterior):
     """q(z|x) = N(mean, L Lᵀ), L (rows, d, d) lower triangular; log_scale of the marginals, log_root of L's diagonal."""
 
+    mean: Tensor
+    log_scale: Tensor
     root: Tensor
     log_root: Tensor
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """As they are."""
+        return self.mean, self.log_scale
 
     def drawn(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """z = mean + L ε, summed number by number: a product of matrices has other bits for other numbers of draws."""
@@ -101,6 +119,44 @@ class FullNormal(Posterior):
         """
         mean, root = self.mean.double(), self.root.double()
         return 0.5 * (total(root * root) + mean * mean - 1.0) - self.log_root.double()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPosterior(Posterior):
+    """q(z|x): a diagonal normal whose draws go through couplings.
+
+    base is the normal, context (rows, c) what the couplings know of the row; looks, (LOOKS, d), the noise of the draws
+    that its moments are taken from.
+    """
+
+    base: DiagonalNormal
+    context: Tensor
+    couplings: Couplings
+    looks: Tensor
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Those of a few draws that balance one another, always the same: there is no closed form."""
+        seen = self.draws(self.looks.to(self.context.dtype)).transpose(1, 2).double()
+        mean = total(seen) / LOOKS
+        away = seen - mean.unsqueeze(-1)
+        log_scale = 0.5 * aligned(torch.log, (total(away * away) / (LOOKS - 1)).clamp(min=LEAST))
+        return mean.to(self.context.dtype), log_scale.to(self.context.dtype)
+
+    def drawn(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """z = couplings(mean + σ ε), and the base's density over the Jacobian."""
+        start, log_base = self.base.drawn(noise)
+        z, log_jacobian = self.couplings(start, self.context)
+        return z, log_base - log_jacobian
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """The same, from z back to where it came from."""
+        start, log_jacobian = self.couplings.back(z, self.context)
+        return self.base.log_density(start) - log_jacobian
+
+    def held(self) -> FlowPosterior:
+        """The same, of detached weights."""
+        couplings = copy.deepcopy(self.couplings).requires_grad_(False)
+        return FlowPosterior(self.base.held(), self.context.detach(), couplings, self.looks)
 
 
 class Form(nn.Module, ABC):
@@ -155,6 +211,26 @@ class Full(Form):
         return FullNormal(mean, 0.5 * aligned(torch.log, variance).to(raw.dtype), root, log_root)
 
 
+class Flow(Form):
+    """A base's mean and log σ, and a context for the couplings."""
+
+    family = "flow"
+    looks: Tensor
+
+    def __init__(self, latent_size: int, layers: int, hidden: int) -> None:
+        super().__init__()
+        self.latent_size, self.numbers = latent_size, 2 * latent_size + hidden
+        self.couplings = Couplings(latent_size, layers, hidden, hidden)
+        looks = torch.tensor(noise.bank(0, LOOKS, latent_size).noise)
+        self.register_buffer("looks", looks, persistent=False)
+
+    def forward(self, raw: Tensor) -> FlowPosterior:
+        """The posterior."""
+        mean, log_scale, context = raw.tensor_split((self.latent_size, 2 * self.latent_size), dim=-1)
+        base = DiagonalNormal(mean, softclip(log_scale, *LOG_SCALE))
+        return FlowPosterior(base, context, self.couplings, self.looks)
+
+
 def build(wanted: config.Posterior, latent_size: int) -> Form:
     """The form that a run asks for."""
     match wanted:
@@ -162,6 +238,8 @@ def build(wanted: config.Posterior, latent_size: int) -> Form:
             return Diagonal(latent_size)
         case config.FullPosterior():
             return Full(latent_size)
+        case config.FlowPosterior():
+            return Flow(latent_size, wanted.layers, wanted.hidden)
 
 
 def log_normal(noise: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from service import noise
 from service.artifact import PriorFamily
 from training import config
+from training.couplings import Couplings
 from training.likelihoods import aligned, softclip, total
 from training.networks import Encoder
 from training.posteriors import LOG_SCALE, LOG_TWO_PI, log_normal
 
+LOOKS = 4096  # draws that the mean and the scale of a flow are taken from
 LOWEST = 1e-300  # of a sum that a logarithm is taken of
 
 
@@ -135,14 +138,40 @@ class Vamp(Mixture):
 
     def renew(self, encoder: Encoder) -> None:
         """Encode the rows."""
-        q = encoder(self.rows)
-        self.mean, self.log_scale = q.mean, q.log_scale
+        self.mean, self.log_scale = encoder(self.rows).moments()
 
     @property
     def log_weight(self) -> Tensor:
         """Of each component."""
         count = len(self.mean)
         return torch.full((count,), -math.log(count), dtype=torch.float64, device=self.mean.device)
+
+
+class Flow(Prior):
+    """p(z): a standard normal whose draws go through couplings."""
+
+    family = "flow"
+
+    def __init__(self, latent_size: int, layers: int, hidden: int) -> None:
+        super().__init__()
+        self.latent_size = latent_size
+        self.couplings = Couplings(latent_size, layers, hidden)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log N(ε) − log |∂z/∂ε|."""
+        start, log_jacobian = self.couplings.back(z)
+        return log_normal(start) - log_jacobian
+
+    def draws(self, noise: Tensor, uniform: Tensor) -> Tensor:  # noqa: ARG002  a mixture's
+        """The noise, through the couplings."""
+        z: Tensor = self.couplings(noise)[0]
+        return z
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Of many draws, always the same."""
+        looks = torch.tensor(noise.bank(0, LOOKS, self.latent_size).noise)
+        z = self.couplings(looks.to(next(self.parameters())))[0].double()
+        return z.mean(0), z.std(0)
 
 
 def build(wanted: config.Prior, latent_size: int, rows: Tensor) -> Prior:
@@ -154,3 +183,5 @@ def build(wanted: config.Prior, latent_size: int, rows: Tensor) -> Prior:
             return Learned(wanted.components, latent_size)
         case config.VampPrior():
             return Vamp(rows[torch.randperm(len(rows))[: wanted.components]], latent_size)
+        case config.FlowPrior():
+            return Flow(latent_size, wanted.layers, wanted.hidden)

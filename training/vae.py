@@ -84,7 +84,7 @@ class VAE(nn.Module):
         """log p(z), (rows, k, d) → (rows, k), float64."""
         if self.training:
             self.prior.renew(self.encoder)
-        return self.prior.log_density(z)
+        return self.prior.log_density(z.to(self.dtype))
 
     def kl(self, q: Posterior) -> Tensor | None:
         """KL(q(z|x) ‖ p(z)), split over the latents, (rows, d); None where it has no closed form."""
