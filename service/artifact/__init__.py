@@ -11,7 +11,7 @@ from service.artifact.calibrated import Calibration, Choice, ScoreFacts
 from service.artifact.density import FAMILIES, Block, Feature, Measure, Support, joint_measure
 from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, unpack, verify, write
 from service.artifact.graphs import Array, Arrays, Form, Graph, PosteriorFamily, PriorFamily, graphs
-from service.artifact.manifest import CALIBRATION, CONFIG, FILE, GOLDEN, MANIFEST, NAME, Manifest, Prior
+from service.artifact.manifest import CALIBRATION, CONFIG, FILE, GOLDEN, MANIFEST, NAME, WEIGHTS, Manifest, Prior
 from service.artifact.parts import File
 from service.artifact.provenance import Golden, Parity, Split, Training
 
@@ -23,6 +23,7 @@ __all__ = [
     "GOLDEN",
     "MANIFEST",
     "NAME",
+    "WEIGHTS",
     "Array",
     "Arrays",
     "Artifact",

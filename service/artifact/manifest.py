@@ -19,6 +19,7 @@ FILE = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MANIFEST, GOLDEN, CALIBRATION, CONFIG = "manifest.json", "golden.npz", "calibration.npz", "config.yaml"
+WEIGHTS = "weights.bin"  # what large graphs share, if the artifact has it
 
 
 class Prior(Part):
