@@ -49,11 +49,28 @@ def fit(path: Config, runs: Runs = Path("runs"), resume: Resume = False) -> None
         fitted = fitting.fit(run, folder, resume=resume, console=console)
         last = fitted.figures[-1]
         console.print(
-            f"Kept epoch {len(fitted.figures)}: held-out ELBO {fitting.held_out(last):.2f} nats a row "
-            f"= {last['log_likelihood']:.2f} − {last['kl']:.2f}"
+            f"Kept epoch {len(fitted.figures)}: held-out bound {fitting.held_out(last):.2f} nats a row "
+            f"(log-likelihood {last['log_likelihood']:.2f}, KL {last['kl']:.2f})"
         )
         console.print(f"Look at  {folder / fitting.PICTURE}")
         console.print(f"Then     python -m training export {folder}")
+
+
+@app.command("data")
+def look(path: Annotated[Path, typer.Argument(help="CSV, Parquet, npy, npz, IDX, or a folder of pictures.")]) -> None:
+    """Show what a file or folder holds: the guessed role of each column, and a config to paste."""
+    from rich.table import Table
+
+    from training import look as looking
+
+    with plainly():
+        seen = looking.look(path)
+        shown = Table(*seen.heads, title=seen.title, title_justify="left", show_header=any(seen.heads))
+        for line in seen.lines:
+            shown.add_row(*line)
+        console.print(shown)
+        console.print("A config to begin with; what is wrong in it is yours to change:\n")
+        console.print(seen.config, markup=False, end="")
 
 
 @app.command()
