@@ -1,6 +1,6 @@
 """How much memory the service takes with a model of 111 MB, and what sharing its weights costs in time.
 
-    python -m benchmarks.memory [--models FOLDER] [--repeats 7]
+    python -m benchmarks.memory [--models FOLDER] [--repeats 7] [--ours batch_ms=200]
 
 The model has random weights (benchmarks/subjects.py) and passes every check of an export, twice: with the weights in
 every graph that needs them, and with shared weights. Each artifact is served by `python -m service` on the CPU with one
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,24 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="where the two artifacts are kept; a scratch folder unless given")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--ours", default="", help="settings of the service, as in lanes=2,batch_ms=200")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         models = asked.models or Path(scratch)
         folders = dict(zip(WAYS, subjects.large(*(models / way for way in WAYS)), strict=True))
         (Path(scratch) / "without").mkdir()
         (Path(scratch) / "without" / "tiny").symlink_to(TINY.resolve())
-        with served(Path(scratch) / "without") as bare:
+        with served(Path(scratch) / "without", asked.ours) as bare:
             without = bare.at_first
         with contextlib.ExitStack() as stack:
-            each = {way: stack.enter_context(served(models / way)) for way in WAYS}
+            each = {way: stack.enter_context(served(models / way, asked.ours)) for way in WAYS}
             measure(each, asks(), asked.repeats)
             print(report(folders, each, without))
 
 
 @contextlib.contextmanager
-def served(models: Path) -> Iterator[Served]:
+def served(models: Path, settings: str) -> Iterator[Served]:
     """A folder of artifacts as a service that is ready."""
-    server = servers.start(servers.kind(servers.OURS, "lanes=1"), models, models, models)
+    server = servers.start(servers.kind(servers.OURS, f"lanes=1,{settings}"), models, models, models)
     try:
         ready = until_first(server, Ask("/readyz", {}, b""))
         yield Served(server, ready, memory(server), {})
@@ -101,17 +103,21 @@ def measure(each: Mapping[str, Served], wanted: Mapping[str, Ask], repeats: int)
                 status, _, body = load.send(one.server.port, ask)
                 if status != 200:
                     raise SystemExit(f"{name}: {status} {body[:300]!r}")
-                one.seconds[name] = min(one.seconds.get(name, np.inf), cpu(one.server) - before)
+                one.seconds[name] = min(one.seconds.get(name, np.inf), spent(before, cpu(one.server)))
 
 
-def cpu(server: Running) -> float:
-    """Seconds of CPU that the threads of all its processes have used, to the nanosecond where a tick is 10 ms."""
-    used = 0
+def cpu(server: Running) -> dict[int, float]:
+    """Seconds of CPU that each of its processes has used, to the nanosecond where /proc counts in ticks of 10 ms."""
+    used = {}
     for pid in server.pids():
-        for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            with contextlib.suppress(OSError):
-                used += int(thread.read_text().split()[0])
-    return used / 1e9
+        with contextlib.suppress(OSError):
+            used[pid] = time.clock_gettime((~pid << 3) | 2)  # the clock of a process: clock_getcpuclockid(3)
+    return used
+
+
+def spent(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """Seconds of CPU between two looks, of the processes that were there at both."""
+    return sum(after[pid] - before[pid] for pid in before.keys() & after.keys())
 
 
 def memory(server: Running) -> tuple[float, float]:
