@@ -8,7 +8,7 @@ from service.batcher import Answer, Batcher, Ticket
 from service.operations.calibrations import Keeping, calibrate, facts, refer
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
-from service.operations.impute import Imputation, impute, pool
+from service.operations.impute import Imputation, impute
 from service.operations.latents import (
     Encoding,
     Samples,
@@ -60,7 +60,6 @@ __all__ = [
     "facts",
     "impute",
     "measure",
-    "pool",
     "post_score",
     "reconstruct",
     "refer",
