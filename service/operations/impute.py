@@ -12,6 +12,7 @@ from service import conditional, evidence, families, noise
 from service.artifact import Array, Arrays, Manifest
 from service.errors import TooLarge
 from service.models import Model
+from service.operations.draws import encoded
 from service.operations.errand import PIECE, Errand, chunks
 from service.operations.posterior import pooled
 from service.operations.rows import admitted
@@ -66,14 +67,14 @@ async def impute(model: Model, inputs: Array, *, draws: int = 16, seed: int = 0,
     if (numbers := len(x) * draws * model.manifest.dimensions) > MOST:
         raise TooLarge(f"{numbers} numbers in all draws is over the limit of {MOST} numbers a request")
     plan = evidence.pooling(pool(draws), seed, model.manifest.latent_size)
-    q = await errand.ask(model, "encoder", {"x": x})
+    q = await encoded(model, x, errand)
     generators = noise.generator(seed, PICKING), noise.generator(seed, DRAWING)
     outputs: Doubles = np.array(inputs, np.float64)
     imputations = np.repeat(outputs[:, None], draws, axis=1)
     holes = np.asarray(np.isnan(x), np.bool_)
     worth, k = np.empty(len(x)), np.empty(len(x))
     for rows in chunks(len(x), plan.last * _width(model.manifest)):
-        drawn = await pooled(model, x[rows], {name: array[rows] for name, array in q.items()}, plan, errand)
+        drawn = await pooled(model, x[rows], q[rows], plan, errand)
         weights = await asyncio.to_thread(conditional.weigh, drawn.log_weight)
         worth[rows], k[rows] = weights.effective_draws, weights.pareto_k
         decoded = await errand.ask(model, "decoder", {"z": drawn.z.reshape(-1, drawn.z.shape[-1])})

@@ -9,18 +9,19 @@ from typing import TypeVar
 import numpy as np
 
 from service import evidence
-from service.artifact import Array, Arrays
+from service.artifact import Array
 from service.evidence import Plan, Pool
 from service.models import Model
+from service.operations.draws import Normal
 from service.operations.errand import Errand
 
 T = TypeVar("T")
 
 
-async def pooled(model: Model, x: Array, q: Arrays, plan: Plan, errand: Errand) -> Pool:
-    """Weighed draws from p(z|x) of admitted rows, whose q the encoder gave."""
-    scale = np.exp(np.asarray(q["log_scale"], np.float64))
-    return await worked(model, x, evidence.pool(q["mean"], scale, plan), errand)
+async def pooled(model: Model, x: Array, q: Normal, plan: Plan, errand: Errand) -> Pool:
+    """Weighed draws from p(z|x) of admitted rows, whose q has a mean and a scale like the encoder's."""
+    scale = np.exp(np.asarray(q.log_scale, np.float64))
+    return await worked(model, x, evidence.pool(q.mean, scale, plan, model.manifest.prior.moments), errand)
 
 
 async def worked(model: Model, x: Array, work: Generator[Array, Array, T], errand: Errand) -> T:
