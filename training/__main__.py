@@ -80,6 +80,22 @@ def calibrate(folder: ArtifactFolder) -> None:
         console.print("Then     make serve")
 
 
+@app.command()
+def card(folder: ArtifactFolder) -> None:
+    """Write the artifact's model card, README.md with its pictures, anew; its graphs and scores stay as they are."""
+    from service import artifact
+    from training import calibrate as calibrating
+    from training import card as carding
+
+    with plainly():
+        try:
+            rows = calibrating.held_out_rows(artifact.read(folder).manifest, "test")
+        except Unusable as error:
+            console.print(f"Without held-out rows, so with golden ones: {error}")
+            rows = None
+        console.print(f"Wrote    {carding.write(folder, rows)}")
+
+
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
     """One clear line and a status instead of a traceback: 2 for what the caller can mend, 1 for a refused artifact."""
