@@ -2,7 +2,7 @@
 
 <models>/<name>/<version>/
     manifest.json                        what the numbers mean, and the SHA-256 of every other file
-    encoder.onnx … terms.onnx            the five graphs of `graphs`
+    encoder.onnx … terms.onnx            the graphs of `graphs`: five, and up to two more
     golden.npz                           rows and the answers that the graphs must give for them
     calibration.npz                      scores of held-out rows and the noise bank they were made with; optional
     README.md, card-….png                the model card and its pictures, for people; optional
@@ -11,7 +11,7 @@
 from service.artifact.calibrated import Calibration, Choice, ScoreFacts
 from service.artifact.density import FAMILIES, Block, Feature, Measure, Support, joint_measure
 from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, unpack, verify, write
-from service.artifact.graphs import Array, Arrays, Graph, graphs
+from service.artifact.graphs import Array, Arrays, Form, Graph, PosteriorFamily, PriorFamily, graphs
 from service.artifact.manifest import (
     CALIBRATION,
     CARD,
@@ -47,12 +47,15 @@ __all__ = [
     "Choice",
     "Feature",
     "File",
+    "Form",
     "Golden",
     "Graph",
     "Manifest",
     "Measure",
     "Parity",
+    "PosteriorFamily",
     "Prior",
+    "PriorFamily",
     "ScoreFacts",
     "Split",
     "Support",

@@ -246,7 +246,8 @@ def _check_calibration(arrays: Arrays, manifest: Manifest, facts: Calibration) -
         wanted |= {} if name == "elbo" else {f"scores.{name}": (facts.n,)}
         wanted |= {f"fitted.{name}.{key}": tuple(shape) for key, shape in score.fitted.items()}
     if facts.terms is not None:
-        spans = {"feature": tuple(manifest.event_shape), "latent": (manifest.latent_size,)}
+        spans = {"feature": tuple(manifest.event_shape)}
+        spans |= {"latent": (manifest.latent_size,)} if manifest.kl == "exact" else {}
         wanted |= {f"terms.{of}.{key}": shape for of, shape in spans.items() for key in ("centre", "scale")}
     shapes = {name: array.shape for name, array in arrays.items()}
     for name in sorted(shapes.keys() | wanted.keys()):
@@ -266,6 +267,8 @@ def _check_shape(name: str, array: Array, manifest: Manifest) -> None:
     """Refuse a golden input whose rows, latents or noise aren't of the manifest's shape."""
     is_event = name.endswith(".x")
     wanted = tuple(manifest.event_shape) if is_event else (manifest.latent_size,)
+    if name.endswith(".uniform"):
+        wanted = ()
     leading = array.ndim - len(wanted)
     of_rows = name.endswith(".noise") or array.shape[:1] == (manifest.golden.rows,)
     if (

@@ -29,7 +29,7 @@ class Findings:
 
     reconstructed: E[x|z] at the posterior's mean; imagined: rows from the prior, E[x|z] of images and draws of x of
     tables; elbo and latent_kl: of each row, in nats; None where the graphs don't give it; walks: by latent, E[x|z]
-    while one latent goes from −2.5 to 2.5 and all others are 0, (steps, *event).
+    while one latent goes from −2.5 to 2.5 standard deviations of the prior, all others at its mean, (steps, *event).
     """
 
     rows: Rows
@@ -68,8 +68,7 @@ def find(artifact: Artifact, rows: Rows | None) -> Findings:
     posterior = _by_parts(opened, "encoder", x)["mean"]
     generator = np.random.default_rng(DEFAULT_SEED)
     pictured = is_picture(manifest)
-    z = generator.standard_normal((IMAGINED[not pictured], manifest.latent_size)).astype(np.float32)
-    decoded = opened.compute("decoder", {"z": z})
+    decoded = opened.compute("decoder", {"z": _from_prior(opened, manifest, IMAGINED[not pictured], generator)})
     imagined = decoded["mean"] if pictured else families.draw(manifest, decoded, generator)
     elbo, latent_kl = _bounds(opened, manifest, x)
     reconstructed = opened.compute("decoder", {"z": posterior})["mean"]
@@ -83,6 +82,15 @@ def _by_parts(opened: Engine, graph: str, x: Rows) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def _from_prior(opened: Engine, manifest: Manifest, count: int, generator: np.random.Generator) -> Array:
+    """Latents from the prior, (count, d); by its graph, where it isn't a standard normal."""
+    epsilon = generator.standard_normal((count, manifest.latent_size)).astype(np.float32)
+    if (graph := manifest.graphs.get("prior")) is None:
+        return epsilon
+    every = {"epsilon": epsilon, "uniform": generator.random(count, dtype=np.float32)}
+    return opened.compute("prior", {name: every[name] for name in graph.rows})["z"]
+
+
 def _bounds(opened: Engine, manifest: Manifest, x: Rows) -> tuple[Doubles, Doubles | None]:
     """Each row's ELBO as the service gives it, and its KL latent by latent."""
     bank = noise.bank(DEFAULT_SEED, DEFAULT_DRAWS, manifest.latent_size)
@@ -90,13 +98,14 @@ def _bounds(opened: Engine, manifest: Manifest, x: Rows) -> tuple[Doubles, Doubl
     for i in range(0, len(x), AT_ONCE):
         feeds = {"x": np.asarray(x[i : i + AT_ONCE]), "noise": np.asarray(bank.noise)}
         found = opened.compute("elbo", feeds)
-        elbo.append(scoring.bound(found["log_likelihood"], found["kl"], bank).elbo)
+        elbo.append(scoring.bound(found["log_likelihood"], scoring.kl(found), bank).elbo)
         latent_kl.append(opened.compute("terms", feeds).get("latent_kl"))
     known = [part for part in latent_kl if part is not None]
     return np.concatenate(elbo), np.concatenate(known).astype(np.float64) if known else None
 
 
 def _walk(opened: Engine, manifest: Manifest, latent: int) -> Array:
-    z = np.zeros((len(STEPS), manifest.latent_size), np.float32)
-    z[:, latent] = STEPS
-    return opened.compute("decoder", {"z": z})["mean"]
+    centre, scale = (np.broadcast_to(part, manifest.latent_size) for part in manifest.prior.moments)
+    z = np.tile(centre, (len(STEPS), 1))
+    z[:, latent] += STEPS * scale[latent]
+    return opened.compute("decoder", {"z": z.astype(np.float32)})["mean"]

@@ -128,7 +128,7 @@ def _alphas(facts: Calibration) -> list[tuple[str, ...]]:
 def _latents(manifest: Manifest, seen: Findings) -> list[str]:
     kl = seen.of_latents
     if kl is None:
-        return ["## Latents", "The KL has no closed form here, so it isn't told apart latent by latent."]
+        return ["## Latents", "The KL has no closed form here, so it isn't a sum over latents."]
     kind = "held-out" if seen.held_out else "golden"
     about = f"{len(seen.active)} of {manifest.latent_size} latents carry more than {ACTIVE:g} nats a row"
     return [

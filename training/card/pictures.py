@@ -56,7 +56,7 @@ def latents(artifact: Artifact, seen: Findings) -> bytes:
     if is_picture(manifest):
         lines = [(f"z{latent}", walk) for latent, walk in seen.walks.items()]
         _pictures(right, manifest, lines)
-        right.suptitle("E[x|z] as one latent goes from −2.5 to 2.5, the others 0", fontsize=9)
+        right.suptitle("E[x|z] as one latent goes from −2.5 to 2.5 of the prior's standard deviations", fontsize=9)
     else:
         _walks(right, manifest, seen)
     return _png(figure)
