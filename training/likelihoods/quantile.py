@@ -18,8 +18,10 @@ Doubles = NDArray[np.float64]
 
 NEAREST = 1e-4  # knots, as a share of the distance from the first to the last: equal values have equal quantiles
 # Φ(−a) = ½ erfc(a/√2), erfc by a Chebyshev fit within 1.2e-7 of its value (Press et al. 1992, Numerical Recipes §6.2)
-ERFC = -1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587
-ERFC += -0.82215223, 0.17087277
+ERFC = (
+    *(-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806),
+    *(0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277),
+)
 
 
 class QuantileNormal(Normal):
