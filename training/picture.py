@@ -26,9 +26,8 @@ SHOWN = 12
 def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Path) -> None:
     """Held-out rows and their reconstructions, draws from the prior, and the bound's terms over epochs."""
     rows = dataset.splits["test"][:SHOWN]
-    reconstructed = _means(vae, vae.posterior(torch.from_numpy(rows)).mean)
-    z = torch.randn((SHOWN, run.latent_size), generator=torch.Generator().manual_seed(run.seed))
-    imagined = _means(vae, z)
+    reconstructed = _means(vae, vae.posterior(torch.from_numpy(rows)).moments()[0])
+    imagined = _means(vae, _imagined(vae, SHOWN, run.latent_size, torch.Generator().manual_seed(run.seed)))
     figure = Figure(figsize=(12, 8.2), layout="constrained")
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
@@ -40,6 +39,12 @@ def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Pat
         _tables(above, vae, dataset, run)
     _terms(below, figures)
     figure.savefig(path, dpi=110)
+
+
+def _imagined(vae: VAE, count: int, latent_size: int, generator: torch.Generator) -> Tensor:
+    """Draws from the prior."""
+    noise = torch.randn((count, latent_size), generator=generator)
+    return vae.prior.draws(noise, torch.rand(count, generator=generator))
 
 
 def _means(vae: VAE, z: Tensor) -> Doubles:
@@ -74,9 +79,9 @@ def _tables(figure: SubFigure, vae: VAE, dataset: DataSet, run: Run) -> None:
     fitted = dataset.splits["fit"].reshape(len(dataset.splits["fit"]), -1)
     centre, spread = fitted.mean(0), np.where(fitted.std(0) > 0, fitted.std(0), 1.0)
     x = torch.from_numpy(dataset.splits["test"])
-    reconstructed = _means(vae, vae.posterior(x).mean).reshape(rows.shape)
+    reconstructed = _means(vae, vae.posterior(x).moments()[0]).reshape(rows.shape)
     generator = torch.Generator().manual_seed(run.seed)
-    z = torch.randn((1000, run.latent_size), generator=generator)
+    z = _imagined(vae, 1000, run.latent_size, generator)
     imagined = vae.likelihood.sample(vae.parameters_at(z), generator).numpy()
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
     left.scatter((rows - centre) / spread, (reconstructed - centre) / spread, s=3, alpha=0.5)

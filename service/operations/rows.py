@@ -54,9 +54,14 @@ def _plainly(inputs: Array, manifest: Manifest) -> Array | None:
     low, high = support.bounds
     low, high = max(low, -PLAIN), min(high, PLAIN)
     whole = inputs.dtype.kind == "f" and (support.kind == "levels" or manifest.event_dtype[0] in "iu")
+    bits = support.kind == "levels" and (low, high) == (0.0, 1.0)
     flat = inputs.reshape(-1)
     for start in range(0, flat.size, GLANCE):
         part = flat[start : start + GLANCE]
+        if bits:
+            if not ((part == 0) | (part == 1)).all():
+                return None
+            continue
         if not (part.min() >= low and part.max() <= high):  # false for NaN
             return None
         if whole and not _same(np.floor(part), part):

@@ -11,7 +11,7 @@ import pytest
 from service import artifact
 from service.artifact import Artifact
 from tests import kit
-from training import calibrate, config, export, fit
+from training import calibrate, config, exporting, fit
 
 ROWS = 240
 COLOURS = ("blue", "green", "red")
@@ -57,7 +57,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     fitted = fit.fit(config.check(plain, "a test"), scratch / "run")
     assert config.read(scratch / "run" / "config.yaml") == fitted.run
     assert fit.held_out(fitted.figures[-1]) > fit.held_out(fitted.figures[0]) + 1
-    folder = export.export(fitted, scratch / "models", say=lambda _: None)
+    folder = exporting.export(fitted, scratch / "models", say=lambda _: None)
     calibrate.calibrate(folder)
     return artifact.read(folder)
 
