@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -123,6 +125,24 @@ class Module(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The history so far."""
         self.figures = list(checkpoint["figures"])
+
+
+class Whole(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, whenever the process is killed."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,  # noqa: ARG002  # Lightning's signature
+    ) -> None:
+        """Written beside its place and put on the disk, then given its name in one step."""
+        beside = Path(path).with_name(f".{Path(path).name}.writing")
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
 
 
 class Tally:
@@ -245,6 +265,7 @@ def _trainer(run: Run, folder: Path, *callbacks: Callback) -> lightning.Trainer:
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         default_root_dir=folder,
+        plugins=[Whole()],
         **quiet,
     )
 

@@ -63,8 +63,9 @@ class Manifest(Part):
     latent_size: Positive
     family: OneFamily | Literal["mixed"]
     parameters: list[str] = Field(
-        description="the decoder's outputs besides `mean`: [n, *event] each, logits of categories and cutpoints of "
-        "levels with one more axis for these; in a mixed table [n, columns of its block] instead of [n, *event]"
+        description="the decoder's outputs besides `mean`: [n, *event] each, logits of categories, cutpoints of "
+        "levels and knots of quantiles with one more axis for these; in a mixed table [n, columns of its block] "
+        "instead of [n, *event]"
     )
     mean: Literal["expectation", "location"] = Field(description="what the decoder's `mean` is of p(x|z)")
     support: Support
