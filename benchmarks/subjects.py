@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.artifact import Support
-from training import config, export, vae
+from training import config, vae
+from training import exporting as export
 from training.config import Run
 from training.data import DataSet
 from training.fit import Fitted

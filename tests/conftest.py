@@ -63,7 +63,8 @@ def address(models: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def holed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two models: `holed`, tiny's like but trained for missing values, its weights fresh, and tiny."""
-    from training import calibrate, config, data, export, vae
+    from training import calibrate, config, data, vae
+    from training import exporting as export
     from training.fit import Fitted
 
     folder = tmp_path_factory.mktemp("holed")

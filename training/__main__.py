@@ -28,6 +28,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch.")]
 Models = Annotated[Path, typer.Option("--to", help="Where artifacts are kept.")]
 Version = Annotated[int | None, typer.Option("--version", min=1, help="The next free one, unless given.")]
+OwnRows = Annotated[Path | None, typer.Option("--rows", help="Of an own model: the .npy or .npz it was exported with.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite that version.")]
 
 
@@ -55,7 +56,7 @@ def export(
     run: RunFolder, to: Models = Path("exported_models"), version: Version = None, replace: Replace = False
 ) -> None:
     """Export a fitted run to an artifact, and hold it to its promises."""
-    from training import export as exporting
+    from training import exporting
     from training import fit as fitting
 
     with plainly():
@@ -67,13 +68,16 @@ def export(
 
 
 @app.command()
-def calibrate(folder: ArtifactFolder) -> None:
+def calibrate(folder: ArtifactFolder, rows: OwnRows = None) -> None:
     """Score held-out rows with the service's own engine, so that its scores come with p-values."""
     from training import calibrate as calibrating
+    from training.own.rows import sample
 
     with plainly():
         with console.status("opening") as status:
-            made = calibrating.calibrate(folder, lambda done, rows: status.update(f"scored {done} of {rows} rows"))
+            given = None if rows is None else sample(rows)
+            tell = lambda done, of: status.update(f"scored {done} of {of} rows")  # noqa: E731
+            made = calibrating.calibrate(folder, tell, given)
         console.print(
             f"Scored   {made.n} held-out rows at {made.draws} draws; the smallest p-value is {made.smallest_p:.2g}"
         )

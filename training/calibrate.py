@@ -21,6 +21,10 @@ from service.lanes import Lanes
 from service.models import DEFAULT_DRAWS, DEFAULT_SEED, Model
 from training import choice, config, data, strangers
 from training.config import Unusable
+from training.data import DataSet
+from training.own import rows as own_rows
+from training.own.given import KIND
+from training.own.rows import Sample
 
 Rows = NDArray[np.generic]
 AT_ONCE = 250  # rows
@@ -28,15 +32,17 @@ AT_ONCE = 250  # rows
 Scored = Callable[[int, int], None]
 
 
-def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
+def calibrate(folder: Path, scored: Scored | None = None, given: Sample | None = None) -> Calibration:
     """Score the calibration split and write the scores, and the noise they were made with, into the artifact.
 
     What scores need to know of typical rows is fitted on the validation split, which also chooses the score that
-    anomalies are told by. scored, if given, is told how many of how many rows are done. ArtifactRefused where the
-    folder isn't what its manifest says; Unusable where the data no longer gives the rows that were set aside.
+    anomalies are told by. scored, if given, is told how many of how many rows are done. given: the sample that an own
+    model was exported with, since no config tells where it is. ArtifactRefused where the folder isn't what its
+    manifest says; Unusable where the data no longer gives the rows that were set aside.
     """
     found = artifact.read(folder)
-    validation, rows = held_out_rows(found.manifest, "validation"), held_out_rows(found.manifest)
+    dataset = of(found.manifest, given)
+    validation, rows = (held_out_rows(found.manifest, split, dataset) for split in ("validation", "calibration"))
     references, chosen, bank = asyncio.run(refer(folder, validation, rows, scored))
     facts = operations.facts(found.manifest, rows, bank, references, chosen)
     arrays = artifact.pack({**calibration.arrays(references), "noise": bank.noise})
@@ -44,12 +50,23 @@ def calibrate(folder: Path, scored: Scored | None = None) -> Calibration:
     return facts
 
 
-def held_out_rows(manifest: Manifest, split: data.SplitName = "calibration") -> Rows:
-    """A split that was set aside, made again from the run in the manifest and held to its digest."""
-    run = config.check(manifest.training.config, f"{artifact.MANIFEST}: training.config")
-    dataset = data.of(run)
+def of(manifest: Manifest, given: Sample | None = None) -> DataSet:
+    """The data that a model was made with: by the run in its manifest, or, for an own model, as it is given."""
+    if manifest.training.config.get("kind") == KIND:
+        if given is None:
+            raise Unusable("an own model's rows are with you alone: give those that it was exported with (--rows)")
+        return own_rows.dataset(given, seed=int(manifest.training.config["split_seed"]))
+    if given is not None:
+        raise Unusable("rows are given for own models alone; this one's manifest says where its rows are from")
+    return data.of(config.check(manifest.training.config, f"{artifact.MANIFEST}: training.config"))
+
+
+def held_out_rows(manifest: Manifest, split: data.SplitName = "calibration", dataset: DataSet | None = None) -> Rows:
+    """A split that was set aside, made again and held to its digest."""
+    dataset = dataset or of(manifest)
     if dataset.digests[split] != manifest.training.splits[split]:
-        raise Unusable(f"{run.data.name} no longer gives the rows that were set aside for {split}; fit again")
+        where = dataset.source if manifest.training.config.get("kind") == KIND else manifest.training.data
+        raise Unusable(f"{where}: these are no longer the rows that were set aside for {split}; export or fit again")
     return dataset.splits[split]
 
 

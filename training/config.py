@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -293,15 +293,21 @@ def check(content: object, where: str) -> Run:
     try:
         return Run.model_validate(content)
     except ValidationError as error:
-        raise Unusable(f"{where}: {_first(error)}") from error
+        raise Unusable(f"{where}: {first(error)}") from error
 
 
-def write(run: Run) -> str:
+class Plain(Protocol):
+    """What has a form of plain values."""
+
+    def plain(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+def write(run: Plain) -> str:
     """The run as YAML, every default spelt out."""
     return yaml.safe_dump(run.plain(), sort_keys=False, allow_unicode=True)
 
 
-def _first(error: ValidationError) -> str:
+def first(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, on one line."""
     found = error.errors(include_url=False)
     step, others = found[0], len(found) - 1

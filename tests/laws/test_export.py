@@ -12,7 +12,8 @@ import pytest
 
 from service import artifact, noise
 from service.artifact import Array, Arrays, Artifact, Graph
-from training import export, independence
+from training import exporting as export
+from training import independence
 
 FOLDERS = sorted(path.parent for path in Path("exported_models").glob("*/*/manifest.json"))
 SMALL = [folder for folder in FOLDERS if folder.parent.name != "mnist"]  # mnist takes its 40 s at export

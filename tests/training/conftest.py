@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import config, export, fit
-from training.export import Exported
+from training import config, fit
+from training import exporting as export
+from training.exporting import Exported
 from training.fit import Fitted
 
 torch.set_num_threads(1)  # matrices this small only wait for a second thread

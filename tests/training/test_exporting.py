@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from service import anomaly, artifact
 from service.artifact import Array, Arrays, Artifact
 from service.errors import ArtifactRefused
-from training import calibrate, config, export, graphs, independence
+from training import calibrate, config, graphs, independence
+from training import exporting as export
 from training.__main__ import app
 from training.config import Unusable
-from training.export import Exported
+from training.exporting import Exported
 from training.fit import Fitted
 
 COMMITTED = Path("exported_models/tiny/1")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.artifact import Array, Arrays, Feature, Graph, Support
-from training import config, export, graphs, independence, likelihoods
+from training import config, graphs, independence, likelihoods
+from training import exporting as export
 from training.config import Unusable
 from training.data import DataSet, split
 from training.likelihoods import Likelihood, Mixed, total

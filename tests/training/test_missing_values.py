@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from service import artifact
-from training import config, data, export, missing, objective, vae
+from training import config, data, missing, objective, vae
+from training import exporting as export
 from training.config import Run, Unusable
 from training.fit import Module
 

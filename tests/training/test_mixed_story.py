@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from service import artifact
 from service.artifact import Artifact
 from tests import kit
-from training import config, export, fit
+from training import config, fit
+from training import exporting as export
 
 ROWS = 240
 

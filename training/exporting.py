@@ -1,4 +1,4 @@
-"""Export: a fitted run → an artifact, or a refusal. What it promises of a graph, it has measured on the runtime.
+"""Exporting: a fitted VAE → an artifact, or a refusal. What it promises of a graph, it has measured on the runtime.
 
 Refused: an output further from torch in float64 than its tolerance, a row whose bits depend on its batch, and a
 number that isn't finite.
@@ -6,11 +6,12 @@ number that isn't finite.
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ from service.errors import ArtifactRefused
 from service.models import DEFAULT_DRAWS, DEFAULT_SEED
 from training import config, graphs, independence, missing, objective
 from training.config import Unusable
-from training.fit import Fitted
+from training.data import DataSet
 from training.likelihoods import Mixed
 from training.vae import VAE
 
@@ -36,7 +37,39 @@ PARITY_ROWS = 48
 GOLDEN_ROWS, GOLDEN_DRAWS = 8, 5
 OF_SUM = 5e-6  # of max(1, Σ|terms|): what a summed log-likelihood may differ by
 OF_VALUE = 2e-5  # of max(1, the largest |value| of its row): what any other number may
+UNKNOWN = "not known: the model was made elsewhere"
 GOLDEN_SLACK = 4.0  # another processor's float32 differs from ours by as much as ours from float64, and then some
+
+
+class Origin(Protocol):
+    """Where a VAE is from, as the manifest keeps it: a run of ours, or what a model from elsewhere was given with."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102  the artifact's
+    @property
+    def description(self) -> str: ...  # noqa: D102
+    @property
+    def latent_size(self) -> int: ...  # noqa: D102
+    @property
+    def missing(self) -> config.Missing | None: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def objective(self) -> config.Objective | None: ...  # noqa: D102  None where it isn't known
+    def plain(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+class Fitted(Protocol):
+    """A VAE with its origin and its data; `figures` has one entry for each epoch that is known of."""
+
+    @property
+    def run(self) -> Origin: ...  # noqa: D102
+    @property
+    def data(self) -> DataSet: ...  # noqa: D102
+    @property
+    def vae(self) -> VAE: ...  # noqa: D102
+    @property
+    def figures(self) -> list[dict[str, float]]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +231,7 @@ def _holed(rows: Array, fitted: Fitted) -> Array:
 
 def doubled(fitted: Fitted) -> VAE:
     """The same VAE in float64."""
-    from training import vae
-
-    copy = vae.build(fitted.run, fitted.data)
-    copy.load_state_dict(fitted.vae.state_dict())
-    return copy.double().eval().requires_grad_(False)
+    return copy.deepcopy(fitted.vae).double().eval().requires_grad_(False)
 
 
 def _golden(made: Mapping[str, Exported], feeds: Mapping[str, Arrays]) -> Golden:
@@ -242,8 +271,8 @@ def _manifest(
     """The manifest's fields, but the files."""
     run, data, likelihood = fitted.run, fitted.data, fitted.vae.likelihood
     training = Training(
-        objective=objective.formula(run.objective),
-        beta=run.objective.beta,
+        objective=objective.formula(run.objective) if run.objective else UNKNOWN,
+        beta=run.objective.beta if run.objective else 1.0,
         epochs=len(fitted.figures),
         seed=run.seed,
         data=data.source,

@@ -1,0 +1,104 @@
+"""Given: what an own model was exported with, checked, as its manifest keeps it. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from service.artifact import NAME
+from training import config
+from training.config import Part, Unusable
+
+EncoderGives = Literal["log_variance", "log_scale", "variance", "scale"]
+DecoderGives = Literal["parameters", "logits", "probabilities", "mean"]
+KIND: Literal["own"] = "own"
+FAMILY: TypeAdapter[Any] = TypeAdapter(config.Family)
+# What people call the loss that their model was trained with, and what it stands for.
+LOSSES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("mse", "l2", "squared_error", "gaussian"),
+        "a squared error is a normal's density without its scale, so it has no normalisation; say likelihood='normal' "
+        "with decoder_gives='mean', and the scale is estimated on held-out rows by maximum likelihood",
+    ),
+    **dict.fromkeys(
+        ("bce", "binary_cross_entropy"),
+        "binary cross-entropy is a likelihood of 0 and 1 alone; say likelihood='bernoulli' for rows of 0 and 1, and "
+        "'continuous_bernoulli' or 'discretised_logistic' for grey ones",
+    ),
+    **dict.fromkeys(
+        ("cross_entropy", "ce"), "say likelihood='categorical', whose logits have a last axis for the levels"
+    ),
+    **dict.fromkeys(
+        ("l1", "mae", "laplace", "huber", "smooth_l1"),
+        "it has no scale, and its density is none of ours; 'student_t' has heavy tails too, and 'normal' with "
+        "decoder_gives='mean' takes any decoder that gives a location",
+    ),
+}
+
+
+class Given(Part):
+    """An own model: where it says `measured`, export filled it in."""
+
+    kind: Literal["own"] = KIND
+    name: Annotated[str, Field(pattern=NAME)]
+    description: str = ""
+    latent_size: Annotated[int, Field(ge=1)]
+    likelihood: dict[str, Any]
+    encoder_gives: EncoderGives
+    decoder_gives: DecoderGives
+    prior: Literal["standard_normal"] = "standard_normal"
+    preprocessing: dict[str, list[float]] | None = Field(None, description="u = (x − shift)/scale, flat or one number")
+    scale: list[float] | None = Field(None, description="of a decoder that gives a mean, in the units of x")
+    scale_from: str | None = Field(None, description="where that scale is from")
+    normalisation: str = Field("", description="measured: what p(x|z) sums or integrates to")
+    made_of: str = Field("torch modules", description="what the graphs were made of")
+    split_seed: int = 0
+    seed: int = 0
+
+    @property
+    def missing(self) -> None:
+        """No own model takes missing values."""
+        return
+
+    @property
+    def objective(self) -> None:
+        """Nobody told us what it was trained for."""
+        return
+
+    def plain(self) -> dict[str, Any]:
+        """As plain dicts, lists, numbers and text."""
+        return self.model_dump(mode="json")
+
+
+def check(**fields: Any) -> Given:
+    """What was given, or Unusable with the first thing that is wrong."""
+    try:
+        return Given.model_validate(fields)
+    except ValidationError as error:
+        raise Unusable(f"export: {config.first(error)}") from error
+
+
+def family(wanted: object) -> config.Family:
+    """The family that is meant: by its name, as a dict with options, or as a part of a run.
+
+    >>> family("normal").family
+    'normal'
+    """
+    if isinstance(wanted, str):
+        if why := LOSSES.get(wanted.lower()):
+            raise Unusable(f"likelihood {wanted!r} is a loss: {why}")
+        wanted = {"family": wanted}
+    if isinstance(wanted, Part):
+        wanted = wanted.model_dump(mode="json")
+    if not isinstance(wanted, Mapping):
+        raise Unusable(f"likelihood: a family's name, options or class is needed, not {type(wanted).__name__}")
+    options = {**wanted}
+    if options.get("family") in ("normal", "student_t", "lognormal"):
+        options["scale"] = "shared"  # the scale is the decoder's or the export's, never a weight of the likelihood
+    try:
+        found: config.Family = FAMILY.validate_python(options)
+    except ValidationError as error:
+        raise Unusable(f"likelihood: {config.first(error)}") from error
+    return found

@@ -1,0 +1,98 @@
+"""Rows: a sample of rows that the model was not trained on → four disjoint splits. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from service.artifact import Feature, Support
+from training import data
+from training.config import Unusable
+from training.data import SPLITS, DataSet, Rows, SplitName
+
+DTYPES = ("uint8", "int32", "int64", "float32", "float64")
+FEWEST = 40
+Sample = Rows | Mapping[str, Rows] | Mapping[SplitName, Rows]
+
+
+def dataset(sample: Sample, features: Sequence[str | Feature] | None = None, seed: int = 0) -> DataSet:
+    """Rows in four splits: those that are given, or a sample cut up. Unusable where they can't be."""
+    splits = _given(sample) if isinstance(sample, Mapping) else _cut(checked(sample), seed)
+    first = splits["fit"]
+    if len({rows.shape[1:] for rows in splits.values()} | {(rows.dtype,) for rows in splits.values()}) > 2:
+        raise Unusable("sample: the splits differ in the shape or dtype of their rows")
+    count = sum(map(len, splits.values()))
+    named = tuple(one if isinstance(one, Feature) else Feature(name=one, unit=None) for one in features or ())
+    if named and len(named) != first[0].size:
+        raise Unusable(f"features: {len(named)} names for {first[0].size} numbers a row")
+    return DataSet(f"{count:,} rows given to the export", _support(splits), splits, named or None)
+
+
+def sample(path: Path) -> Sample:
+    """The rows in an .npy file, or the four splits in an .npz; never unpickled. Unusable where it is neither."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return {name: np.asarray(found[name]) for name in found.files}
+    except OSError as error:
+        raise Unusable(f"{path}: {error.strerror or 'not an .npy or .npz file'}") from error
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise Unusable(f"{path}: not an .npy or .npz file of numbers; nothing in it was unpickled") from error
+
+
+def checked(rows: object) -> Rows:
+    """Rows along the first axis, of a dtype that an artifact may have, each a finite number."""
+    found = np.asarray(rows)
+    if found.dtype == np.bool_:
+        found = found.astype(np.uint8)
+    if found.ndim < 2 or found[:1].size == 0:
+        raise Unusable(f"sample: an array (rows, …) is needed, not one of shape {list(found.shape)}")
+    if found.dtype.name not in DTYPES:
+        raise Unusable(f"sample: holds {found.dtype}; {', '.join(DTYPES)} can be served: use .astype")
+    if not np.isfinite(found).all():
+        raise Unusable("sample: holds NaN or an infinity; an own model takes no missing values")
+    return np.ascontiguousarray(found, found.dtype.newbyteorder("="))
+
+
+def shares(rows: int) -> tuple[int, int, int, int]:
+    """Half of the rows to calibration, since a scale is all that is fitted here; a quarter to validation.
+
+    >>> shares(1000)
+    (125, 250, 500, 125)
+    """
+    edge, validation = rows // 8, rows // 4
+    return edge, validation, rows - 2 * edge - validation, edge
+
+
+def _cut(rows: Rows, seed: int) -> dict[SplitName, Rows]:
+    different = data.distinct(rows)
+    if len(different) < FEWEST:
+        raise Unusable(f"sample: {len(different)} different rows, and at least {FEWEST} are needed; 1,000 are better")
+    return data.split(different, shares(len(different)), seed)
+
+
+def _given(splits: Mapping[Any, Rows]) -> dict[SplitName, Rows]:
+    if sorted(splits) != sorted(SPLITS):
+        raise Unusable(f"sample: the splits are {', '.join(SPLITS)}, not {', '.join(sorted(splits)) or 'none'}")
+    found: dict[SplitName, Rows] = {name: checked(splits[name]) for name in SPLITS}
+    seen: set[bytes] = set()
+    for name, rows in found.items():
+        own = {(row + 0).tobytes() for row in rows}
+        if own & seen:
+            raise Unusable(f"sample: a row of {name} is in another split too; splits are disjoint")
+        seen |= own
+    return found
+
+
+def _support(splits: Mapping[SplitName, Rows]) -> Support:
+    """What a dtype says of values, as for data from a file."""
+    first = splits["fit"]
+    if first.dtype == np.uint8:
+        return data.levels(max(1, *(int(rows.max()) for rows in splits.values())))
+    return Support(kind="counts" if first.dtype.kind == "i" else "real")
