@@ -190,7 +190,8 @@ class Mine(lightning.LightningModule):
 
     def training_step(self, x: Tensor) -> Tensor:
         """An autoencoder will do."""
-        return ((self.decoder(self.encoder(x)[:, :2]) - x) ** 2).mean()
+        loss: Tensor = ((self.decoder(self.encoder(x)[:, :2]) - x) ** 2).mean()
+        return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""

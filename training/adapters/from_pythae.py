@@ -70,7 +70,7 @@ def pythae(model: Any, *, scale: float | None = None) -> Arguments:
         )
     wanted = vars(model.model_config)
     trained = SAME_DENSITY[kind].format(**wanted)
-    common = Arguments(
+    arguments = Arguments(
         encoder=Encoder(settled(model.encoder)).eval(),
         decoder=Decoder(settled(model.decoder)).eval(),
         encoder_gives="log_variance",
@@ -81,8 +81,11 @@ def pythae(model: Any, *, scale: float | None = None) -> Arguments:
     if wanted["reconstruction_loss"] == "bce":
         if scale is not None:
             raise Unusable("pythae: a model trained with reconstruction_loss='bce' has no scale; leave it out")
-        return common
-    return {**common, "decoder_gives": "mean", "likelihood": "normal", **({} if scale is None else {"scale": scale})}
+        return arguments
+    arguments["decoder_gives"], arguments["likelihood"] = "mean", "normal"
+    if scale is not None:
+        arguments["scale"] = scale
+    return arguments
 
 
 class Encoder(nn.Module):
