@@ -86,7 +86,7 @@ def flops(module: VAE, event_shape: tuple[int, ...]) -> int:
     hooks = [layer.register_forward_hook(count) for layer in module.modules()]
     with torch.no_grad():
         q = module.posterior(torch.zeros(1, *event_shape))
-        module.parameters_at(q.mean)
+        module.parameters_at(q.moments()[0])
     for hook in hooks:
         hook.remove()
     return counted

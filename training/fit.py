@@ -64,13 +64,14 @@ class Module(lightning.LightningModule):
         self.vae = vae.build(run, dataset)
         self.figures: list[Figures] = []
         self.fitted, self.held_out = Tally(), Tally()
-        self.register_buffer("bank", torch.tensor(noise.bank(run.seed, HELD_OUT_DRAWS, run.latent_size).noise))
+        draws = max(HELD_OUT_DRAWS, run.objective.draws)
+        self.register_buffer("bank", torch.tensor(noise.bank(run.seed, draws, run.latent_size).noise))
 
     def train_dataloader(self) -> Batches:
         """The fitted rows in an order, and with values taken out, that the seed and the epoch alone decide."""
         generator = np.random.default_rng([self.run.seed, self.current_epoch])
-        rows = self.dataset.splits["fit"]
-        rows = rows[generator.permutation(len(rows))]
+        order = generator.permutation(len(self.dataset.splits["fit"]))
+        rows = self.dataset.drawn(generator)[order]
         if self.run.missing:
             rows = missing.punch(rows, self.run.missing, generator)
         return Batches(rows, self.run.optimiser.batch_size)
@@ -83,25 +84,25 @@ class Module(lightning.LightningModule):
         return Batches(rows, 250)
 
     def training_step(self, batch: tuple[Tensor], _: int) -> Tensor:
-        """−(E_q[log p(x|z)] − β·KL), one draw a row, in nats."""
+        """What is maximised, with its sign turned; by the objective's draws of each row, in nats."""
         (x,) = batch
+        wanted = self.run.objective
         generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + self.global_step)
-        epsilon = torch.randn((len(x), 1, self.run.latent_size), generator=generator).to(self.device)
-        terms = objective.terms(self.vae, x, epsilon)
+        epsilon = torch.randn((len(x), wanted.draws, self.run.latent_size), generator=generator).to(self.device)
+        terms = objective.measured(self.vae, x, epsilon, wanted)
         self.fitted.add(terms)
-        loss = -objective.weighted(terms, objective.beta_at(self.current_epoch, self.run.objective)).mean()
+        loss = -objective.climbed(terms, self.current_epoch, wanted)
         if not torch.isfinite(loss):
             raise Unusable(f"the objective is not a finite number in epoch {self.current_epoch}; lower optimiser.lr")
         return loss
 
     def validation_step(self, batch: tuple[Tensor], _: int) -> None:
-        """The two terms on held-out rows, with β = 1 whatever training weighs them with."""
-        self.held_out.add(objective.terms(self.vae, batch[0], self.bank))
+        """The bound and its terms on held-out rows, with β = 1 whatever training weighs them with."""
+        self.held_out.add(objective.measured(self.vae, batch[0], self.bank, self.run.objective))
 
     def on_validation_epoch_end(self) -> None:
         """What early stopping looks at."""
-        means = self.held_out.means()
-        self.log(HELD_OUT, means["log_likelihood"] - means["kl"])
+        self.log(HELD_OUT, self.held_out.means()["bound"])
 
     def on_train_epoch_end(self) -> None:
         """One line in the history."""
@@ -141,17 +142,16 @@ class Tally:
     """Means over rows that come a batch at a time."""
 
     def __init__(self) -> None:
-        self.sums, self.rows = np.zeros(2), 0
+        self.sums, self.rows = np.zeros(3), 0
 
     def add(self, terms: objective.Terms) -> None:
         """Count a batch."""
-        both = torch.stack((terms.log_likelihood.detach().sum(), terms.kl.detach().sum()))
-        self.sums, self.rows = self.sums + both.cpu().numpy(), self.rows + len(terms.kl)
+        sums = torch.stack([each.detach().sum() for each in (terms.log_likelihood, terms.kl, terms.bound)])
+        self.sums, self.rows = self.sums + sums.cpu().numpy(), self.rows + len(terms.kl)
 
     def means(self) -> Figures:
         """The means so far, nats a row."""
-        log_likelihood, kl = (self.sums / self.rows).tolist()
-        return {"log_likelihood": log_likelihood, "kl": kl}
+        return dict(zip(("log_likelihood", "kl", "bound"), (self.sums / self.rows).tolist(), strict=True))
 
     def take(self) -> Figures:
         """The means so far, and begin anew."""
@@ -172,7 +172,7 @@ class Bar(Callback):
         """Move on."""
         bound = float(trainer.callback_metrics[HELD_OUT])
         epoch = pl_module.current_epoch + 1
-        text = f"{self.progress.tasks[0].description.split(' ')[0]} epoch {epoch}: held-out ELBO {bound:.2f} nats"
+        text = f"{self.progress.tasks[0].description.split(' ')[0]} epoch {epoch}: held-out bound {bound:.2f} nats"
         self.progress.update(self.task, description=text, completed=epoch)
 
     def on_exception(
@@ -216,8 +216,8 @@ def load(folder: Path) -> Fitted:
 
 
 def held_out(figures: Figures) -> float:
-    """The held-out bound of an epoch."""
-    return figures["log_likelihood"] - figures["kl"]
+    """The held-out bound of an epoch, of the kind that was maximised."""
+    return figures["bound"]
 
 
 def _begin(run: Run, folder: Path, resume: bool) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +135,9 @@ class Feature(Part):
 
     name: str
     unit: str | None = Field(None, description="as the data's source gives it; null where it gives none")
+    categories: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
+        None, description="what the codes 0, 1, … stand for, which is what is sent; null where x is a number"
+    )
 
 
 class Block(Part):

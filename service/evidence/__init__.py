@@ -16,15 +16,17 @@ import numpy as np
 from service.evidence.estimate import Estimate, estimate, widening
 from service.evidence.plan import Plan, plan
 from service.evidence.proposal import Doubles, Singles, log_sum, transposed
-from service.evidence.search import adapt
+from service.evidence.search import STANDARD, Moments, adapt
 
 T = TypeVar("T")
 
 __all__ = ["Estimate", "Plan", "driven", "estimate", "evaluate", "plan", "steps", "widening"]
 
 
-def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Generator[Singles, Doubles, Estimate]:
-    """The estimate for rows whose q has this mean and scale, (rows, d) each.
+def steps(
+    mean: Doubles, scale: Doubles, plan: Plan, confidence: float, near: Moments = STANDARD
+) -> Generator[Singles, Doubles, Estimate]:
+    """The estimate for rows whose q has this mean and scale, (rows, d) each, and whose prior has those of `near`.
 
     Yields draws (rows, draws, d) and is sent log p(x, z) at them, (rows, draws).
     """
@@ -32,8 +34,8 @@ def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Gener
     known = (
         np.isfinite(mean) & np.isfinite(scale) & (scale > 0)
     )  # any proposal will do, so the prior where there's no q
-    mean, scale = np.where(known, mean, 0.0), np.where(known, scale, 1.0)
-    proposal = yield from adapt(mean, scale, plan)
+    mean, scale = np.where(known, mean, near[0]), np.where(known, scale, near[1])
+    proposal = yield from adapt(mean, scale, plan, near)
     draws = proposal.draw(*plan.estimate())
     joint = yield draws
     parts = proposal.log_parts(transposed(draws))
@@ -43,10 +45,15 @@ def steps(mean: Doubles, scale: Doubles, plan: Plan, confidence: float) -> Gener
 
 
 def evaluate(
-    joint: Callable[[Singles], Doubles], mean: Doubles, scale: Doubles, plan: Plan, confidence: float = 0.95
+    joint: Callable[[Singles], Doubles],
+    mean: Doubles,
+    scale: Doubles,
+    plan: Plan,
+    confidence: float = 0.95,
+    near: Moments = STANDARD,
 ) -> Estimate:
     """The estimate with any function that gives log p(x, z), (rows, draws, d) → (rows, draws)."""
-    return driven(steps(mean, scale, plan, confidence), joint)
+    return driven(steps(mean, scale, plan, confidence, near), joint)
 
 
 def driven(process: Generator[Singles, Doubles, T], joint: Callable[[Singles], Doubles]) -> T:

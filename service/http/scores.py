@@ -71,7 +71,7 @@ class Scored(latents.Answered):
     elbo_error: Numbers = Field(description="standard error of elbo over noise banks")
     elbo_error_df: int = Field(description="its degrees of freedom")
     log_likelihood: Numbers = Field(description="E_q[log p(x|z)]")
-    kl: Numbers = Field(description="KL(q(z|x) ‖ p(z)), exact")
+    kl: Numbers = Field(description="KL(q(z|x) ‖ p(z)); exact, or the draws' mean where the manifest says sampled")
     bits_per_dim: Numbers | None = Field(None, description="where the family is discrete")
     scores: dict[str, OneScore] = Field(description="elbo, log_likelihood, kl, iwae_gap, typicality, density_of_states")
     p_value: Numbers | None = Field(description="of the score that calibration.score names; small is strange")
@@ -80,7 +80,7 @@ class Scored(latents.Answered):
     seed: int
     draws: int
     feature_log_likelihood: list[Any] | None = Field(None, description="[n, *event]; sums to log_likelihood")
-    latent_kl: list[list[float]] | None = Field(None, description="[n, d]; sums to kl")
+    latent_kl: list[list[float]] | None = Field(None, description="[n, d]; sums to kl; left out where kl is sampled")
     feature_deviation: list[Any] | None = Field(
         None,
         description="[n, *event]; how far each term lies from the calibration's median, in scales; high is strange",

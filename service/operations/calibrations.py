@@ -64,7 +64,7 @@ async def refer(
         statistics.append((await measure(model, part, bank, norms=True, errand=errand))[1])
         feature, latent = await terms(model, part, bank, errand)
         features.append(feature)
-        latents.append(latent)
+        latents += [] if latent is None else [latent]
         if scored:
             scored(start + len(part), len(rows))
     values = anomaly.values(anomaly.joined(statistics), fitted)
@@ -73,7 +73,7 @@ async def refer(
     def work() -> References:
         scores = {name: calibration.fit(array, anomaly.KINDS[name].strange) for name, array in values.items()}
         feature = calibration.spread(np.concatenate(features), "low")
-        latent = calibration.spread(np.concatenate(latents), "high")
+        latent = calibration.spread(np.concatenate(latents), "high") if latents else None
         return References(scores, fitted, feature, latent, chosen)
 
     return await off_loop(len(rows) * model.manifest.dimensions, work)

@@ -68,7 +68,7 @@ async def evidence_of(
         return await _plain(model, x, draws, seed, confidence, errand)
     bank = await model.bank(model.seed, model.draws)
     outputs = await errand.ask(model, "elbo", {"x": x}, bank)
-    bound = scoring.bound(outputs["log_likelihood"], outputs["kl"], bank)
+    bound = scoring.bound(outputs["log_likelihood"], scoring.kl(outputs), bank)
     posterior = await errand.ask(model, "encoder", {"x": x})
     parts = []
     step = max(1, AT_ONCE // (plan.last * plan.latent_size))
@@ -79,7 +79,7 @@ async def evidence_of(
         refuse_late(start - step, len(x) - step, loop.time(), began, errand)
         rows = slice(start, start + step)
         scale = np.exp(np.asarray(posterior["log_scale"][rows], np.float64))
-        work = evidence.steps(posterior["mean"][rows], scale, plan, confidence)
+        work = evidence.steps(posterior["mean"][rows], scale, plan, confidence, model.manifest.prior.moments)
         parts.append(await _work(model, x[rows], work, errand))
     return Evidence(_together(parts), bound, seed, draws, confidence, independent=True)
 
@@ -115,7 +115,7 @@ async def _plain(model: Model, x: Array, draws: int, seed: int, confidence: floa
     """Too few calls to adapt with: one pass of a bank from q gives both numbers."""
     bank = await model.bank(seed, draws)
     outputs = await errand.ask(model, "elbo", {"x": x}, bank)
-    bound = scoring.bound(outputs["log_likelihood"], outputs["kl"], bank)
+    bound = scoring.bound(outputs["log_likelihood"], scoring.kl(outputs), bank)
     groups = bank.groups if len(bank.groups) < draws else 1
     weights = np.asarray(outputs["log_weight"], np.float64)
     found = await off_loop(weights.size, lambda: evidence.estimate(weights, groups, confidence))

@@ -12,6 +12,7 @@ from service import conditional, families, noise
 from service.artifact import Array, Arrays, Manifest
 from service.errors import TooLarge
 from service.models import Model
+from service.operations.draws import encoded, posterior
 from service.operations.errand import PIECE, Errand, chunks, off_loop
 from service.operations.rows import admitted
 
@@ -62,14 +63,15 @@ async def impute(model: Model, inputs: Array, *, draws: int = 16, seed: int = 0,
     bank = await model.bank(seed, pool(draws))
     weighed = await errand.ask(model, "elbo", {"x": x}, bank)
     weights = await off_loop(len(x) * bank.draws, lambda: conditional.weigh(weighed["log_weight"]))
-    q = await errand.ask(model, "encoder", {"x": x})
+    q = await encoded(model, x, errand)
     generators = noise.generator(seed, PICKING), noise.generator(seed, DRAWING)
     outputs: Doubles = np.array(inputs, np.float64)
     imputations = np.repeat(outputs[:, None], draws, axis=1)
     holes = np.asarray(np.isnan(x), np.bool_)
     for rows in chunks(len(x), bank.draws * model.manifest.dimensions * (1 + len(model.manifest.parameters))):
-        z = await off_loop(len(x) * bank.noise.size, lambda rows=rows: _latents(q, rows, bank))  # type: ignore[misc]
-        decoded = await errand.ask(model, "decoder", {"z": z})
+        z = await posterior(model, x[rows], q[rows], bank.noise, errand)
+        flat = np.ascontiguousarray(z.reshape(-1, z.shape[-1]), np.float32)
+        decoded = await errand.ask(model, "decoder", {"z": flat})
         mean, drawn = await asyncio.to_thread(
             _made_whole, model.manifest, decoded, weights.each[rows], draws, generators
         )
@@ -79,13 +81,6 @@ async def impute(model: Model, inputs: Array, *, draws: int = 16, seed: int = 0,
     return Imputation(
         outputs, imputations, weights.effective_draws, weights.pareto_k, reliable, seed, draws, bank.draws
     )
-
-
-def _latents(q: Arrays, rows: slice, bank: noise.Bank) -> Array:
-    """z = mean + scale·ε of some rows at every ε of the bank, as the elbo graph has them; (rows × draws, d)."""
-    mean, log_scale = q["mean"][rows], q["log_scale"][rows]
-    z = mean[:, None] + np.exp(log_scale)[:, None] * bank.noise
-    return np.ascontiguousarray(z.reshape(-1, mean.shape[1]), np.float32)
 
 
 def _made_whole(

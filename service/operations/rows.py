@@ -131,7 +131,22 @@ def _off_support(support: Support) -> str:
 
 def _named(manifest: Manifest, column: int) -> str:
     """Which column that is, where columns have names."""
-    return f" in the column {manifest.features[column].name}" if manifest.features else ""
+    if not manifest.features:
+        return ""
+    feature = manifest.features[column]
+    return f" in the column {feature.name}{_codes(feature.categories or ())}"
+
+
+def _codes(categories: tuple[str, ...], most: int = 8) -> str:
+    """What codes stand for.
+
+    >>> _codes(("red", "green"))
+    ', which stand for 0 red, 1 green'
+    """
+    if not categories:
+        return ""
+    more = f" and {len(categories) - most} more" if len(categories) > most else ""
+    return ", which stand for " + ", ".join(f"{i} {name}" for i, name in enumerate(categories[:most])) + more
 
 
 def admit_latents(latents: Array, manifest: Manifest) -> Array:

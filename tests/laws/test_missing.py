@@ -20,7 +20,8 @@ from service.models import Model
 from tests.kit import COMMITTED
 from training import graphs
 from training.likelihoods import Likelihood
-from training.networks import Decoder, DiagonalNormal, Encoder
+from training.networks import Decoder, Encoder
+from training.posteriors import DiagonalNormal
 from training.vae import VAE
 
 Doubles = NDArray[np.float64]
