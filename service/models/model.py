@@ -56,6 +56,7 @@ class Workshop:
 class Model:
     """A manifest with its digest, a door to each of its graphs, and what its p-values rest on.
 
+    card: README.md and its pictures, if the artifact has them.
     Calibrated again it is another Model on the same doors: a request keeps the one that it began with.
     """
 
@@ -65,6 +66,7 @@ class Model:
     golden: Arrays = field(repr=False)
     digest: str
     footing: Footing | None = field(repr=False)
+    card: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     yardsticks: dict[tuple[int, int, bool], Yardstick] = field(default_factory=dict, repr=False, init=False)
 
     @property
