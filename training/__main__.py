@@ -112,6 +112,26 @@ def calibrate(folder: ArtifactFolder, rows: OwnRows = None) -> None:
         console.print("Then     make serve")
 
 
+@app.command()
+def card(folder: ArtifactFolder, rows: OwnRows = None) -> None:
+    """Write the artifact's model card, README.md with its pictures, anew; its graphs and scores stay as they are."""
+    from service import artifact
+    from training import calibrate as calibrating
+    from training import card as carding
+    from training.own.rows import sample
+
+    with plainly():
+        manifest, held_out = artifact.read(folder).manifest, None
+        try:
+            dataset = calibrating.of(manifest, None if rows is None else sample(rows))
+            held_out = calibrating.held_out_rows(manifest, "test", dataset)
+        except Unusable as error:
+            if rows is not None:
+                raise
+            console.print(f"Without held-out rows, so with golden ones: {error}")
+        console.print(f"Wrote    {carding.write(folder, held_out)}")
+
+
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
     """One clear line and a status instead of a traceback: 2 for what the caller can mend, 1 for a refused artifact."""

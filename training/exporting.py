@@ -24,7 +24,7 @@ from service import artifact, engine, noise, scoring
 from service.artifact import Arrays, Golden, Graph, Parity, Prior, Training
 from service.errors import ArtifactRefused
 from service.models import DEFAULT_DRAWS, DEFAULT_SEED
-from training import config, graphs, independence, missing, objective, weights
+from training import card, config, graphs, independence, missing, objective, weights
 from training.config import Unusable
 from training.data import DataSet
 from training.likelihoods import Mixed
@@ -142,6 +142,8 @@ def write(
     files[artifact.GOLDEN] = artifact.pack(_flat(made, golden))
     files[artifact.CONFIG] = config.write(fitted.run).encode()
     artifact.write(folder, fields, files, replace=replace)
+    say("the model card")
+    card.write(folder, fitted.data.splits["test"])
 
 
 def destination(models: Path, version: int | None, replace: bool) -> Path:

@@ -15,7 +15,9 @@ from service.artifact.parts import File, Part, Positive
 from service.artifact.provenance import Golden, Parity, Training
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-FILE = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+CARD = "README.md"  # for people: what the model is; no other name has capitals
+PICTURE = r"^card-[a-z0-9-]{1,40}\.png$"  # that the card shows
+FILE = r"^(README\.md|[a-z0-9][a-z0-9_.-]{0,63})$"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MANIFEST, GOLDEN, CALIBRATION, CONFIG = "manifest.json", "golden.npz", "calibration.npz", "config.yaml"
@@ -61,8 +63,9 @@ class Manifest(Part):
     latent_size: Positive
     family: OneFamily | Literal["mixed"]
     parameters: list[str] = Field(
-        description="the decoder's outputs besides `mean`: [n, *event] each, logits of categories and cutpoints of "
-        "levels with one more axis for these; in a mixed table [n, columns of its block] instead of [n, *event]"
+        description="the decoder's outputs besides `mean`: [n, *event] each, logits of categories, cutpoints of "
+        "levels and knots of quantiles with one more axis for these; in a mixed table [n, columns of its block] "
+        "instead of [n, *event]"
     )
     mean: Literal["expectation", "location"] = Field(description="what the decoder's `mean` is of p(x|z)")
     support: Support
