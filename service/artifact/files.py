@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -18,19 +19,22 @@ from pydantic import ValidationError
 
 from service.artifact.calibrated import Calibration
 from service.artifact.graphs import Array, Arrays
-from service.artifact.manifest import CALIBRATION, GOLDEN, MANIFEST, WEIGHTS, Manifest
+from service.artifact.manifest import CALIBRATION, CARD, GOLDEN, MANIFEST, PICTURE, WEIGHTS, Manifest
 from service.artifact.parts import File
 from service.errors import ArtifactRefused
 
 LARGEST = 2**31 - 1  # bytes of a file, and of the arrays in one; what protobuf, and so one ONNX file, can have
 LARGEST_WEIGHTS = 2**36
+LARGEST_CARD = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """An artifact whose every file is what its manifest says. Golden and calibration arrays are loaded; graphs are not.
 
-    digest is the SHA-256 of manifest.json as it was read.
+    digest is the SHA-256 of manifest.json as it was read. card holds README.md and its pictures, where there are any.
+    weights are the bytes of weights.bin, checked, where the artifact has that file: they are read once, and every graph
+    that is opened borrows them.
 
     calibration holds `scores` (n,) float64, the elbo's, and `noise` (draws, latent_size) float32. As far as the
     manifest lists them: `scores.<name>` (n,) of further scores, `fitted.<name>.<parameter>` of what was fitted for
@@ -42,6 +46,8 @@ class Artifact:
     golden: Arrays
     calibration: Arrays | None
     digest: str
+    card: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    weights: bytes | None = field(default=None, repr=False)
 
     def path(self, graph: str) -> Path:
         """Where a graph's file lies."""
@@ -63,16 +69,29 @@ def read(folder: Path) -> Artifact:
     except ValidationError as error:
         raise ArtifactRefused(f"{MANIFEST}: {_first(error)}") from error
     for name, file in manifest.files.items():
-        if name not in (GOLDEN, CALIBRATION):  # which are read below, and held to their digests there
+        # Others are read below, and held to their digests there.
+        if name not in (GOLDEN, CALIBRATION, WEIGHTS, *_of_card(manifest)):
             hold(folder / name, file)
     golden = _arrays(GOLDEN, verify(folder / GOLDEN, manifest.files[GOLDEN]), manifest.missing)
     calibration = None
     if CALIBRATION in manifest.files:
         arrays = verify(folder / CALIBRATION, manifest.files[CALIBRATION])
         calibration = _arrays(CALIBRATION, arrays) if manifest.calibration else None
-    artifact = Artifact(folder, manifest, golden, calibration, hashlib.sha256(content).hexdigest())
+    card = {name: verify(folder / name, file) for name, file in _of_card(manifest).items()}
+    weights = verify(folder / WEIGHTS, manifest.files[WEIGHTS]) if WEIGHTS in manifest.files else None
+    digest = hashlib.sha256(content).hexdigest()
+    artifact = Artifact(folder, manifest, golden, calibration, digest, card, weights)
     _check_arrays(artifact)
     return artifact
+
+
+def _of_card(manifest: Manifest) -> dict[str, File]:
+    """The card and its pictures, which are held in memory; ArtifactRefused where they are too large for that."""
+    files = manifest.files if CARD in manifest.files else {}
+    found = {name: file for name, file in files.items() if name == CARD or re.match(PICTURE, name)}
+    if (size := sum(file.bytes for file in found.values())) > LARGEST_CARD:
+        raise ArtifactRefused(f"{CARD} and its pictures have {size:,} bytes; at most {LARGEST_CARD:,} are taken")
+    return found
 
 
 def verify(path: Path, file: File) -> bytes:

@@ -15,7 +15,9 @@ from service.artifact.parts import File, Part, Positive
 from service.artifact.provenance import Golden, Parity, Training
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-FILE = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+CARD = "README.md"  # for people: what the model is; no other name has capitals
+PICTURE = r"^card-[a-z0-9-]{1,40}\.png$"  # that the card shows
+FILE = r"^(README\.md|[a-z0-9][a-z0-9_.-]{0,63})$"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MANIFEST, GOLDEN, CALIBRATION, CONFIG = "manifest.json", "golden.npz", "calibration.npz", "config.yaml"
@@ -105,6 +107,10 @@ class Manifest(Part):
         """The graphs of this artifact, by name."""
         return graphs(tuple(self.parameters), self.prior.form)
 
+    def computed_by(self, *graphs: str) -> list[str]:
+        """The files that the answers of some graphs come from: theirs, and the weights that they may share."""
+        return [*(self.graphs[name].file for name in graphs), *({WEIGHTS} & self.files.keys())]
+
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
         needed = {graph.file for graph in self.graphs.values()} | {GOLDEN}
@@ -150,11 +156,12 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _calibration_is_of_this_model(self) -> Self:
-        facts, elbo = self.calibration, self.graphs["elbo"].file
+        facts = self.calibration
         if facts is None:
             return self
-        if facts.graphs.get(elbo) != self.files[elbo].sha256:  # the others once it is known that the files are these
-            raise ValueError(f"the calibration was made with another {elbo}; calibrate again")
+        for name in self.computed_by("elbo"):  # the other graphs' once it is known that the files are these
+            if facts.graphs.get(name) != self.files[name].sha256:
+                raise ValueError(f"the calibration was made with another {name}; calibrate again")
         if facts.split != self.training.splits["calibration"].sha256:
             raise ValueError("the calibration is of other rows than the split set aside for it")
         if facts.validation not in (None, self.training.splits["validation"].sha256):
