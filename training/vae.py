@@ -73,12 +73,12 @@ class VAE(nn.Module):
     def encoded(self, x: Tensor) -> Tensor:
         """Rows as the encoder is given them, (rows, D); with room for missing values, (rows, D + marks)."""
         filled, seen = self._without_holes(x)
-        standard = self.likelihood.standardised(filled, self.dtype)
-        if self.stand_in is not None and seen is not None:
-            # From where the stand-in is: exactly 0 where a value is missing, however many numbers a family makes of it.
-            standard = standard - self.likelihood.standardised(self.stand_in.unsqueeze(0), self.dtype)
-            standard = torch.cat((standard, seen.to(self.dtype)), -1)
-        return standard
+        if self.stand_in is None or seen is None:
+            return self.likelihood.standardised(filled, self.dtype)
+        # From where the stand-in is: exactly 0 where a value is missing, however many numbers a family makes of it. It
+        # is the last of the rows, for what a graph makes of constants alone is bounded from above before it is opened.
+        every = self.likelihood.standardised(torch.cat((filled, self.stand_in.unsqueeze(0))), self.dtype)
+        return torch.cat((every[:-1] - every[-1:], seen.to(self.dtype)), -1)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z), (rows, k, d) → (rows, k), float64."""

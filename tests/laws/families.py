@@ -133,6 +133,7 @@ CODES = np.array([[-1.0], [0.0], [2.0]])
 
 KNOTS = [-3.0, -2.9, -2.5, -1.0, 0.0, 0.2, 0.3, 0.31, 2.0, 50.0, 60.0]
 QUANTILE = QuantileNormal(np.array(KNOTS)[:, None], knots=len(KNOTS))
+QUANTILE.lay(torch.tensor([KNOTS], dtype=torch.float64))
 NORMAL, STUDENT, LOGNORMAL = Normal(ROWS), StudentT(ROWS), LogNormal(ROWS)
 POISSON, BINOMIAL, INFLATED = Poisson(ROWS), NegativeBinomial(ROWS), ZeroInflatedNegativeBinomial(ROWS)
 CATEGORICAL, ORDINAL = Categorical(LEVELS), Ordinal(LEVELS, CODES)

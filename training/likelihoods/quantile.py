@@ -15,6 +15,11 @@ from training.likelihoods.base import Parameters, aligned, halves, together
 from training.likelihoods.located import Normal, Scale
 
 Doubles = NDArray[np.float64]
+Line = dict[str, Tensor]
+LINE = (
+    *("left", "inner", "first", "last", "widths", "under", "over", "log_slope", "log_bends", "under_back"),
+    *("over_back", "bends", "targets", "inner_targets", "step"),
+)
 
 NEAREST = 1e-4  # knots, as a share of the distance from the first to the last: equal values have equal quantiles
 # Φ(−a) = ½ erfc(a/√2), erfc by a Chebyshev fit within 1.2e-7 of its value (Press et al. 1992, Numerical Recipes §6.2)
@@ -38,7 +43,6 @@ class QuantileNormal(Normal):
     family, parameter_names = "quantile_normal", ("loc", "scale", "knots")
     base_measure, support = "lebesgue", Support(kind="real")
     knots: Tensor
-    targets: Tensor
 
     def __init__(
         self, fitted: Doubles, smallest_scale: float = 0.05, scale: Scale = "feature", knots: int = 16
@@ -46,10 +50,19 @@ class QuantileNormal(Normal):
         """fitted: the rows to be fitted, (n, D). smallest_scale: in standard deviations of y."""
         targets = np.linspace(-FURTHEST_KNOT, FURTHEST_KNOT, knots)
         places = torch.from_numpy(apart(np.quantile(fitted, special.ndtr(targets), axis=0).T))
-        y = transformed(torch.from_numpy(fitted), places)[0]
-        super().__init__(y.numpy(), smallest_scale, scale)
-        self.register_buffer("knots", places)
-        self.register_buffer("targets", torch.from_numpy(targets), persistent=False)
+        super().__init__(_forward(torch.from_numpy(fitted), laid(places)).numpy(), smallest_scale, scale)
+        self.lay(places)
+
+    def lay(self, knots: Tensor) -> None:
+        """T by its knots, (D, knots). What follows from them is stored: a graph has no constants to make of others."""
+        self.register_buffer("knots", knots)
+        for name, value in laid(knots).items():
+            self.register_buffer(f"line_{name}", value, persistent=False)
+
+    @property
+    def _line(self) -> Line:
+        """What follows from the knots."""
+        return {name: self.get_buffer(f"line_{name}") for name in LINE}
 
     def parameter_shape(self, name: str, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The knots have an axis of their own."""
@@ -57,7 +70,7 @@ class QuantileNormal(Normal):
 
     def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """y in standard deviations of the fitted rows' y from their mean, cut at ±50."""
-        return super().standardised(transformed(x.double(), self.knots)[0], dtype)
+        return super().standardised(_forward(x.double(), self._line), dtype)
 
     def parameters_of(self, heads: Tensor) -> Parameters:
         """Location and scale of y; the knots are (D, knots) and the same for every row."""
@@ -65,24 +78,26 @@ class QuantileNormal(Normal):
 
     def log_prob(self, x: Tensor, parameters: Parameters) -> Tensor:
         """The normal's at y, and the log of T's slope at x."""
-        y, log_slope = transformed(x.double(), parameters["knots"].double())
-        return super().log_prob(y, parameters) + log_slope
+        x, line = x.double(), self._line
+        passed = (x.unsqueeze(-1) >= line["inner"]).double()
+        log_slope = line["log_slope"] + halves(passed * line["log_bends"])
+        return super().log_prob(_forward(x, line), parameters) + log_slope
 
     def mean(self, parameters: Parameters) -> Tensor:
         """x_0 + s_0 (loc − y_0) + Σ (s_i − s_(i−1)) E[max(0, y − y_i)], s_i the slopes of T⁻¹."""
         loc, scale = together(parameters)
-        knots = parameters["knots"].double()
-        slopes = _widths(knots) / (self.targets[1] - self.targets[0])
-        bends = slopes[..., 1:] - slopes[..., :-1]
-        rectified = aligned(_rectified, loc.unsqueeze(-1) - self.targets[1:-1], scale.unsqueeze(-1).expand(
-            *scale.shape, len(self.targets) - 2))  # fmt: skip
-        return knots[..., 0] + slopes[..., 0] * (loc - self.targets[0]) + halves(bends * rectified)
+        line = self._line
+        past = loc.unsqueeze(-1) - line["inner_targets"]
+        rectified = aligned(_rectified, past, scale.unsqueeze(-1).expand(past.shape))
+        return line["first"] + line["under_back"] * (loc + FURTHEST_KNOT) + halves(line["bends"] * rectified)
 
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         """T⁻¹ of a normal draw."""
-        y = super().sample(parameters, generator)
-        knots = parameters["knots"].double()
-        return _along(y, self.targets.expand(knots.shape), knots)
+        y, line = super().sample(parameters, generator), self._line
+        share = ((y.unsqueeze(-1) - line["targets"]) / line["step"]).clamp(0.0, 1.0)
+        outside = line["under_back"] * (y + FURTHEST_KNOT).clamp(max=0.0)
+        outside = outside + line["over_back"] * (y - FURTHEST_KNOT).clamp(min=0.0)
+        return line["first"] + halves(share * line["widths"]) + outside
 
 
 def apart(knots: Doubles) -> Doubles:
@@ -98,28 +113,38 @@ def apart(knots: Doubles) -> Doubles:
     return found
 
 
-def transformed(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
-    """y = T(x) and log T′(x); x (…, D), knots (…, D, knots), both float64."""
-    targets = torch.linspace(-FURTHEST_KNOT, FURTHEST_KNOT, knots.shape[-1], dtype=torch.float64)
-    step = 2 * FURTHEST_KNOT / (knots.shape[-1] - 1)
-    log_slopes = math.log(step) - aligned(torch.log, _widths(knots))
-    passed = (x.unsqueeze(-1) >= knots[..., 1:-1]).double()
-    log_slope = log_slopes[..., 0] + halves(passed * (log_slopes[..., 1:] - log_slopes[..., :-1]))
-    return _along(x, knots, targets.expand(knots.shape)), log_slope
+def laid(knots: Tensor) -> Line:
+    """What T and its inverse are made of, each (D,) or (D, pieces) or (D, bends); all float64."""
+    count = knots.shape[-1]
+    step = 2 * FURTHEST_KNOT / (count - 1)
+    targets = torch.linspace(-FURTHEST_KNOT, FURTHEST_KNOT, count, dtype=torch.float64)
+    widths = knots.diff(dim=-1)
+    log_slopes = math.log(step) - widths.log()
+    line = {
+        "left": knots[:, :-1],
+        "inner": knots[:, 1:-1],
+        "first": knots[:, 0],
+        "last": knots[:, -1],
+        "widths": widths,
+        "under": step / widths[:, 0],
+        "over": step / widths[:, -1],
+        "log_slope": log_slopes[:, 0],
+        "log_bends": log_slopes.diff(dim=-1),
+        "under_back": widths[:, 0] / step,
+        "over_back": widths[:, -1] / step,
+        "bends": widths.diff(dim=-1) / step,
+        "targets": targets[:-1],
+        "inner_targets": targets[1:-1],
+        "step": torch.tensor(step, dtype=torch.float64),
+    }
+    return {name: value.contiguous() for name, value in line.items()}
 
 
-def _along(x: Tensor, of: Tensor, to: Tensor) -> Tensor:
-    """The piecewise linear map that takes the knots `of` to the knots `to`, its ends going on for ever."""
-    before, after = _widths(of), _widths(to)
-    share = ((x.unsqueeze(-1) - of[..., :-1]) / before).clamp(0.0, 1.0)
-    under = (x - of[..., 0]).clamp(max=0.0) * (after[..., 0] / before[..., 0])
-    over = (x - of[..., -1]).clamp(min=0.0) * (after[..., -1] / before[..., -1])
-    return to[..., 0] + halves(share * after) + under + over
-
-
-def _widths(knots: Tensor) -> Tensor:
-    """The distances between neighbours."""
-    return knots[..., 1:] - knots[..., :-1]
+def _forward(x: Tensor, line: Line) -> Tensor:
+    """y = T(x), (…, D)."""
+    share = ((x.unsqueeze(-1) - line["left"]) / line["widths"]).clamp(0.0, 1.0)
+    outside = (x - line["first"]).clamp(max=0.0) * line["under"] + (x - line["last"]).clamp(min=0.0) * line["over"]
+    return line["step"] * halves(share) - FURTHEST_KNOT + outside
 
 
 def _rectified(loc: Tensor, scale: Tensor) -> Tensor:
