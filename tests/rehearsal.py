@@ -18,7 +18,7 @@ import onnxruntime as ort
 import pytest
 
 from service.artifact import Graph
-from service.engine import CUDA, Weights, cuda, opening, sessions
+from service.engine import CUDA, cuda, opening, sessions
 from service.engine.cuda import Runtime
 from service.engine.sessions import OnCuda
 from service.engine.slot import DeviceBuffers
@@ -132,10 +132,10 @@ def rehearsed(
     """
     library, opened = Library(), dict[str, Session]()
 
-    def session_of(graph: Graph, content: bytes, way: OnCuda | None = None, weights: Weights | None = None) -> Any:
+    def session_of(graph: Graph, content: bytes, way: OnCuda | None = None) -> Any:
         if way is None:
-            return sessions.open_session(graph, content, None, weights)
-        made = Session(sessions.open_session(graph, content, None, weights), way)
+            return sessions.open_session(graph, content)
+        made = Session(sessions.open_session(graph, content), way)
 
         def before(graph_id: str) -> None:
             if error := refuses(graph, way, graph_id):

@@ -29,10 +29,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last who
 Models = Annotated[Path, typer.Option("--to", help="Where artifacts are kept.")]
 Version = Annotated[int | None, typer.Option("--version", min=1, help="The next free one, unless given.")]
 OwnRows = Annotated[Path | None, typer.Option("--rows", help="Of an own model: the .npy or .npz it was exported with.")]
-Shared = Annotated[
-    bool,
-    typer.Option("--shared-weights", help="Keep dense weights once, on disk and in memory; see docs/large-models.md."),
-]
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite that version.")]
 
 
@@ -74,11 +70,7 @@ def look(path: Annotated[Path, typer.Argument(help="CSV, Parquet, npy, npz, IDX,
 
 @app.command()
 def export(
-    run: RunFolder,
-    to: Models = Path("exported_models"),
-    version: Version = None,
-    replace: Replace = False,
-    shared: Shared = False,
+    run: RunFolder, to: Models = Path("exported_models"), version: Version = None, replace: Replace = False
 ) -> None:
     """Export a fitted run to an artifact, and hold it to its promises."""
     from training import exporting
@@ -87,7 +79,7 @@ def export(
     with plainly():
         fitted = fitting.load(run)
         with console.status("exporting") as status:
-            folder = exporting.export(fitted, to, version=version, replace=replace, shared=shared, say=status.update)
+            folder = exporting.export(fitted, to, version=version, replace=replace, say=status.update)
         console.print(f"Wrote    {folder} ({sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB)")
         console.print(f"Then     python -m training calibrate {folder}")
 

@@ -20,12 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service import artifact, engine, noise, scoring
+from service import artifact, noise, scoring
 from service.artifact import Arrays, Golden, Graph, Parity, Prior, Training
-from service.engine import Weights
 from service.errors import ArtifactRefused
 from service.models import DEFAULT_DRAWS, DEFAULT_SEED
-from training import card, config, graphs, independence, missing, objective, sharing
+from training import card, config, graphs, independence, missing, objective
 from training.config import Unusable
 from training.data import DataSet
 from training.likelihoods import Mixed
@@ -82,7 +81,6 @@ class Exported:
     session: onnxruntime.InferenceSession
     truth: nn.Module
     doubled: VAE
-    weights: Weights | None = None
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """The runtime's outputs by name."""
@@ -103,21 +101,14 @@ class Exported:
 
 
 def export(
-    fitted: Fitted,
-    models: Path,
-    *,
-    version: int | None = None,
-    replace: bool = False,
-    shared: bool = False,
-    say: Say = print,
+    fitted: Fitted, models: Path, *, version: int | None = None, replace: bool = False, say: Say = print
 ) -> Path:
     """Write the artifact of a fitted run into models/<name>/<version>, and return that folder.
 
-    Without a version, the next free one. shared: the graphs' dense weights go into one file, and are in memory once.
-    Unusable where the version is taken; ArtifactRefused where a promise doesn't hold.
+    Without a version, the next free one. Unusable where it is taken; ArtifactRefused where a promise doesn't hold.
     """
     folder = destination(models / fitted.run.name, version, replace)
-    write(build(fitted.vae, fitted, say, shared=shared), fitted, folder, replace=replace, say=say)
+    write(build(fitted.vae, fitted, say), fitted, folder, replace=replace, say=say)
     return folder
 
 
@@ -134,8 +125,6 @@ def write(
     say("the bound on the test split")
     fields = _manifest(fitted, int(folder.name), parity, _golden(made, golden), _held_out(made["elbo"], fitted))
     files = {one.graph.file: one.content for one in made.values()}
-    if weights := made["elbo"].weights:
-        files[artifact.WEIGHTS] = weights.content
     files[artifact.GOLDEN] = artifact.pack(_flat(made, golden))
     files[artifact.CONFIG] = config.write(fitted.run).encode()
     artifact.write(folder, fields, files, replace=replace)
@@ -154,31 +143,25 @@ def destination(models: Path, version: int | None, replace: bool) -> Path:
     return folder
 
 
-def build(vae: VAE, fitted: Fitted, say: Say = print, *, shared: bool = False) -> dict[str, Exported]:
+def build(vae: VAE, fitted: Fitted, say: Say = print) -> dict[str, Exported]:
     """The graphs, exported and opened."""
-    exact, weights = doubled(fitted), None
-    truths, contents = graphs.modules(exact), {}
-    wanted = artifact.graphs(vae.likelihood.parameter_names, vae.form)
+    exact = doubled(fitted)
+    truths = graphs.modules(exact)
+    made = {}
     for name, module in graphs.modules(vae).items():
         say(f"{name}.onnx")
-        example = {key: torch.from_numpy(value) for key, value in _feeds(wanted[name], fitted, 3, 2, "fit").items()}
-        contents[name] = graphs.export(name, module, example, tuple(wanted[name].outputs))
-    if shared:
-        contents, content = sharing.share(contents)
-        weights = Weights(content)
-    return {
-        name: Exported(wanted[name], content, session(content, weights), truths[name], exact, weights)
-        for name, content in contents.items()
-    }
+        graph = artifact.graphs(vae.likelihood.parameter_names, vae.form)[name]
+        example = {key: torch.from_numpy(value) for key, value in _feeds(graph, fitted, 3, 2, "fit").items()}
+        content = graphs.export(name, module, example, tuple(graph.outputs))
+        made[name] = Exported(graph, content, session(content), truths[name], exact)
+    return made
 
 
-def session(content: bytes, weights: Weights | None = None) -> onnxruntime.InferenceSession:
+def session(content: bytes) -> onnxruntime.InferenceSession:
     """A graph in the runtime as the promises are made for: the CPU provider with one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if weights:
-        weights.put(options, engine.look(content, len(weights.content)), in_place=True)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

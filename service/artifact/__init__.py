@@ -5,7 +5,6 @@
     encoder.onnx … terms.onnx            the graphs of `graphs`: five, and up to two more
     golden.npz                           rows and the answers that the graphs must give for them
     calibration.npz                      scores of held-out rows and the noise bank they were made with; optional
-    weights.bin                          what large graphs share; optional
     README.md, card-….png                the model card and its pictures, for people; optional
 """
 

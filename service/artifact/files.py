@@ -55,11 +55,6 @@ class Artifact:
         path = self.path(name)
         return verify(path, self.manifest.files[path.name])
 
-    def weights(self) -> bytes | None:
-        """The bytes that graphs share, checked likewise; None where each has its own."""
-        file = self.manifest.files.get(WEIGHTS)
-        return verify(self.folder / WEIGHTS, file) if file else None
-
 
 def read(folder: Path) -> Artifact:
     """Read an artifact and hold it to its manifest; ArtifactRefused says what is wrong with it."""

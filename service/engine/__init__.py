@@ -8,7 +8,6 @@ bucketed     the same at a few fixed shapes, in buffers made once: what CUDA wan
     grid       the shapes, and how rows and draws are cut and padded to them
     cuda       libcudart, as far as buffers and copies need it
 sessions     graphs opened in the runtime
-weights      the tensors that graphs share
 golden       what a graph must answer before it is served
 onnxfile     whether a file is one self-contained graph, and nothing that harms who opens it
     sizes      how large the tensors become that it makes of its constants
@@ -18,11 +17,10 @@ onnxfile     whether a file is one self-contained graph, and nothing that harms 
 from service.engine.bucketed import Bucketed
 from service.engine.golden import LOOSEST, check_golden, difference
 from service.engine.grid import Plan
-from service.engine.onnxfile import Hostile, Look, look, onnx_fault
+from service.engine.onnxfile import Hostile, look, onnx_fault
 from service.engine.opening import Device, open_engine
 from service.engine.plain import Engine
 from service.engine.sessions import CPU, CUDA
-from service.engine.weights import Weights
 
 __all__ = [
     "CPU",
@@ -32,9 +30,7 @@ __all__ = [
     "Device",
     "Engine",
     "Hostile",
-    "Look",
     "Plan",
-    "Weights",
     "check_golden",
     "difference",
     "look",

@@ -70,18 +70,13 @@ def onnx_fault(content: bytes, weights: int | None = None) -> str | None:
     weights: how many bytes the artifact's weights.bin has, where it has one; then tensors may lie there, and nowhere
     else. Opened from bytes, the runtime would look for others in the working directory, where no digest is checked.
     """
-    seen = onnx_look(content, weights)
-    return seen if isinstance(seen, str) else None
-
-
-def onnx_look(content: bytes, weights: int | None = None) -> Look | str:
-    """What a file holds, or the clause that says why it must not be opened."""
     try:
-        return look(content, weights)
+        look(content, weights)
     except Hostile as error:
         return str(error)
     except (IndexError, ValueError):
         return BROKEN
+    return None
 
 
 def look(content: bytes, weights: int | None = None) -> Look:

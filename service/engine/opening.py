@@ -24,7 +24,6 @@ from service.engine.plain import Engine
 from service.engine.sessions import CUDA, Algorithms, OnCuda, open_session
 from service.engine.slot import DeviceBuffers, HostBuffers
 from service.engine.stage import PAIR, Stage, Uncaptured, tiled
-from service.engine.weights import Weights
 from service.errors import DeviceUnavailable
 
 log = logging.getLogger(__name__)
@@ -62,8 +61,7 @@ def _expected_cuda() -> bool:
 
 def _on_cpu(artifact: Artifact, plan: Plan, fallback: str | None) -> Engine:
     graphs = artifact.manifest.graphs
-    weights = _weights(artifact)
-    opened = {name: open_session(graph, artifact.graph(name), None, weights) for name, graph in graphs.items()}
+    opened = {name: open_session(graph, artifact.graph(name)) for name, graph in graphs.items()}
     providers = opened[SAMPLE].get_providers()
     rows = plan.rows("cpu")
     if rows is None:
@@ -72,12 +70,6 @@ def _on_cpu(artifact: Artifact, plan: Plan, fallback: str | None) -> Engine:
     for stage in stages.values():
         stage.warm(artifact.golden, artifact.manifest.golden.tolerance, _draws(artifact, plan), capture=False)
     return Bucketed("cpu", providers, fallback, opened, stages=stages)
-
-
-def _weights(artifact: Artifact) -> Weights | None:
-    """What the graphs share, if the artifact has it."""
-    content = artifact.weights()
-    return None if content is None else Weights(content)
 
 
 def _on_cuda(artifact: Artifact, plan: Plan) -> Engine:
@@ -91,10 +83,7 @@ def _on_cuda(artifact: Artifact, plan: Plan) -> Engine:
         if rows is None:
             with GATE.together():
                 graphs = artifact.manifest.graphs
-                weights = _weights(artifact)
-                opened = {
-                    name: open_session(graph, artifact.graph(name), way, weights) for name, graph in graphs.items()
-                }
+                opened = {name: open_session(graph, artifact.graph(name), way) for name, graph in graphs.items()}
             return Engine("cuda", opened[SAMPLE].get_providers(), None, opened, runtime=runtime)
         return _staged(artifact, plan, rows, way, runtime)
     except DeviceUnavailable:
@@ -134,7 +123,7 @@ def _captured(artifact: Artifact, name: str, way: OnCuda, plan: Plan, stage: Mak
 
 def _warmed(artifact: Artifact, name: str, way: OnCuda, plan: Plan, stage: MakeStage) -> Opened:
     with GATE.together():
-        session = open_session(artifact.manifest.graphs[name], artifact.graph(name), way, _weights(artifact))
+        session = open_session(artifact.manifest.graphs[name], artifact.graph(name), way)
     made = stage(session)
     made.warm(artifact.golden, artifact.manifest.golden.tolerance, _draws(artifact, plan), capture=way.graphs)
     return session, made
@@ -179,7 +168,7 @@ def _fastest(artifact: Artifact, plan: Plan) -> Algorithms:
     feeds = {name: tiled(artifact.golden[f"{SAMPLE}.{name}"], port.axes, shape) for name, port in layout.inputs.items()}
 
     def seconds(algorithms: Algorithms) -> float | None:
-        session = open_session(graph, content, OnCuda(algorithms, memory=plan.memory), _weights(artifact))
+        session = open_session(graph, content, OnCuda(algorithms, memory=plan.memory))
         if not sessions.has_convolutions(session):
             return None
         session.run(None, feeds)

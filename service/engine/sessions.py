@@ -15,8 +15,7 @@ from typing import Literal
 import onnxruntime as ort
 
 from service.artifact import Graph
-from service.engine.onnxfile import onnx_look
-from service.engine.weights import Weights
+from service.engine.onnxfile import onnx_fault
 from service.errors import ArtifactRefused, DeviceUnavailable
 
 log = logging.getLogger(__name__)
@@ -63,19 +62,13 @@ class OnCuda:
         }
 
 
-def open_session(
-    graph: Graph, content: bytes, cuda: OnCuda | None = None, weights: Weights | None = None
-) -> ort.InferenceSession:
+def open_session(graph: Graph, content: bytes, cuda: OnCuda | None = None) -> ort.InferenceSession:
     """A session of bytes whose digest is right, where it was asked to be (None: the CPU), or an error."""
-    seen = onnx_look(content, len(weights.content) if weights else None)
-    if isinstance(seen, str):
-        raise ArtifactRefused(f"{graph.file} {seen}")
-    options = _options(cuda)
-    if weights:
-        weights.put(options, seen, in_place=cuda is None)
+    if fault := onnx_fault(content):
+        raise ArtifactRefused(f"{graph.file} {fault}")
     wanted: list[object] = [(CUDA, dict(cuda.options)), CPU] if cuda else [CPU]
     try:
-        session = ort.InferenceSession(content, options, providers=wanted, enable_fallback=0)
+        session = ort.InferenceSession(content, _options(cuda), providers=wanted, enable_fallback=0)
     except Exception as error:  # the runtime's exceptions share no base class
         if cuda:
             raise DeviceUnavailable(f"CUDA could not open {graph.file}") from error
@@ -83,7 +76,6 @@ def open_session(
     if cuda:
         _check_placement(session, graph.file)
     _check_ports(session, graph)
-    session.weights = weights  # which must not be let go before the session is
     session._model_bytes = None  # kept for set_providers and the fallback, neither of which is used; 5.5 MB for mnist
     return session
 
