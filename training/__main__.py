@@ -32,6 +32,11 @@ OwnRows = Annotated[Path | None, typer.Option("--rows", help="Of an own model: t
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite that version.")]
 
 
+Shared = Annotated[
+    bool, typer.Option("--shared-weights", help="Large matrices on disk and in memory once; see docs/large-models.md.")
+]
+
+
 @app.command()
 def fit(path: Config, runs: Runs = Path("runs"), resume: Resume = False) -> None:
     """Fit a run: weights, figures and a picture, in runs/<name>."""
@@ -70,7 +75,11 @@ def look(path: Annotated[Path, typer.Argument(help="CSV, Parquet, npy, npz, IDX,
 
 @app.command()
 def export(
-    run: RunFolder, to: Models = Path("exported_models"), version: Version = None, replace: Replace = False
+    run: RunFolder,
+    to: Models = Path("exported_models"),
+    version: Version = None,
+    replace: Replace = False,
+    shared_weights: Shared = False,
 ) -> None:
     """Export a fitted run to an artifact, and hold it to its promises."""
     from training import exporting
@@ -79,7 +88,9 @@ def export(
     with plainly():
         fitted = fitting.load(run)
         with console.status("exporting") as status:
-            folder = exporting.export(fitted, to, version=version, replace=replace, say=status.update)
+            folder = exporting.export(
+                fitted, to, version=version, replace=replace, shared_weights=shared_weights, say=status.update
+            )
         console.print(f"Wrote    {folder} ({sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB)")
         console.print(f"Then     python -m training calibrate {folder}")
 

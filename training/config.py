@@ -136,6 +136,16 @@ class LogNormal(Located):
     family: Literal["lognormal"]
 
 
+class QuantileNormal(Located):
+    """Real values of any shape: made normal by their quantiles at `knots`, linear between them.
+
+    The standard deviations are those of the transformed values.
+    """
+
+    family: Literal["quantile_normal"]
+    knots: Annotated[int, Field(ge=4, le=64)] = 16
+
+
 class Poisson(Part):
     """Counts without a highest, whose variance is their mean."""
 
@@ -168,6 +178,7 @@ OneFamily = Annotated[
     | Normal
     | StudentT
     | LogNormal
+    | QuantileNormal
     | Poisson
     | NegativeBinomial
     | ZeroInflatedNegativeBinomial

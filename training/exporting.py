@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service import artifact, noise, scoring
+from service import artifact, engine, noise, scoring
 from service.artifact import Arrays, Golden, Graph, Parity, Prior, Training
 from service.errors import ArtifactRefused
 from service.models import DEFAULT_DRAWS, DEFAULT_SEED
-from training import card, config, graphs, independence, missing, objective
+from training import card, config, graphs, independence, missing, objective, weights
 from training.config import Unusable
 from training.data import DataSet
 from training.likelihoods import Mixed
@@ -74,13 +74,17 @@ class Fitted(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A graph as bytes, open in the runtime, beside the module in float64 that it must agree with."""
+    """A graph as bytes, open in the runtime, beside the module in float64 that it must agree with.
+
+    weights: what it has in common with the others, if it isn't all in its bytes.
+    """
 
     graph: Graph
     content: bytes
     session: onnxruntime.InferenceSession
     truth: nn.Module
     doubled: VAE
+    weights: bytes = field(default=b"", repr=False)
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """The runtime's outputs by name."""
@@ -101,14 +105,22 @@ class Exported:
 
 
 def export(
-    fitted: Fitted, models: Path, *, version: int | None = None, replace: bool = False, say: Say = print
+    fitted: Fitted,
+    models: Path,
+    *,
+    version: int | None = None,
+    replace: bool = False,
+    shared_weights: bool = False,
+    say: Say = print,
 ) -> Path:
     """Write the artifact of a fitted run into models/<name>/<version>, and return that folder.
 
     Without a version, the next free one. Unusable where it is taken; ArtifactRefused where a promise doesn't hold.
+    shared_weights: its graphs have their large matrices in one file, weights.bin, and in memory once.
     """
     folder = destination(models / fitted.run.name, version, replace)
-    write(build(fitted.vae, fitted, say), fitted, folder, replace=replace, say=say)
+    made = build(fitted.vae, fitted, say)
+    write(sharing(made) if shared_weights else made, fitted, folder, replace=replace, say=say)
     return folder
 
 
@@ -125,6 +137,8 @@ def write(
     say("the bound on the test split")
     fields = _manifest(fitted, int(folder.name), parity, _golden(made, golden), _held_out(made["elbo"], fitted))
     files = {one.graph.file: one.content for one in made.values()}
+    if shared := made["elbo"].weights:
+        files[artifact.WEIGHTS] = shared
     files[artifact.GOLDEN] = artifact.pack(_flat(made, golden))
     files[artifact.CONFIG] = config.write(fitted.run).encode()
     artifact.write(folder, fields, files, replace=replace)
@@ -157,11 +171,27 @@ def build(vae: VAE, fitted: Fitted, say: Say = print) -> dict[str, Exported]:
     return made
 
 
-def session(content: bytes) -> onnxruntime.InferenceSession:
-    """A graph in the runtime as the promises are made for: the CPU provider with one thread."""
+def sharing(made: Mapping[str, Exported]) -> dict[str, Exported]:
+    """The same graphs with their large matrices in one place; Unusable where they have none."""
+    contents, shared = weights.share({name: one.content for name, one in made.items()})
+    if not shared:
+        raise Unusable(f"shared weights: no dense layer has a matrix of {weights.LEAST // 1024} KiB; export without")
+    return {
+        name: replace(one, content=contents[name], session=session(contents[name], shared), weights=shared)
+        for name, one in made.items()
+    }
+
+
+def session(content: bytes, shared: bytes = b"") -> onnxruntime.InferenceSession:
+    """A graph in the runtime as the promises are made for: the CPU provider with one thread.
+
+    shared: weights that lie outside of it, which must outlive the session.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if shared:
+        engine.borrow(options, shared)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

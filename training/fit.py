@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,16 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from service import noise
 from training import config, data, missing, objective, picture, vae
 from training.config import Run, Unusable
-from training.data import DataSet
+from training.data import DataSet, Rows
 from training.vae import VAE
 
 CONFIG, BEST, LAST, METRICS, PICTURE = "config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "picture.png"
@@ -67,23 +69,23 @@ class Module(lightning.LightningModule):
         draws = max(HELD_OUT_DRAWS, run.objective.draws)
         self.register_buffer("bank", torch.tensor(noise.bank(run.seed, draws, run.latent_size).noise))
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+    def train_dataloader(self) -> Batches:
         """The fitted rows in an order, and with values taken out, that the seed and the epoch alone decide."""
         generator = np.random.default_rng([self.run.seed, self.current_epoch])
         order = generator.permutation(len(self.dataset.splits["fit"]))
         rows = self.dataset.drawn(generator)[order]
         if self.run.missing:
             rows = missing.punch(rows, self.run.missing, generator)
-        return DataLoader(TensorDataset(torch.from_numpy(rows)), self.run.optimiser.batch_size)
+        return Batches(rows, self.run.optimiser.batch_size)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+    def val_dataloader(self) -> Batches:
         """The rows that decide when to stop; with values missing as in training, the same ones in every epoch."""
         rows = self.dataset.splits["validation"]
         if self.run.missing:
             rows = missing.punch(rows, self.run.missing, np.random.default_rng(self.run.seed))
-        return DataLoader(TensorDataset(torch.from_numpy(rows)), 250)
+        return Batches(rows, 250)
 
-    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor], _: int) -> Tensor:
         """What is maximised, with its sign turned; by the objective's draws of each row, in nats."""
         (x,) = batch
         wanted = self.run.objective
@@ -96,7 +98,7 @@ class Module(lightning.LightningModule):
             raise Unusable(f"the objective is not a finite number in epoch {self.current_epoch}; lower optimiser.lr")
         return loss
 
-    def validation_step(self, batch: list[Tensor], _: int) -> None:
+    def validation_step(self, batch: tuple[Tensor], _: int) -> None:
         """The bound and its terms on held-out rows, with β = 1 whatever training weighs them with."""
         self.held_out.add(objective.measured(self.vae, batch[0], self.bank, self.run.objective))
 
@@ -123,6 +125,37 @@ class Module(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The history so far."""
         self.figures = list(checkpoint["figures"])
+
+
+class Whole(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, whenever the process is killed."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,  # noqa: ARG002  # Lightning's signature
+    ) -> None:
+        """Written beside its place and put on the disk, then given its name in one step."""
+        beside = Path(path).with_name(f".{Path(path).name}.writing")
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+
+class Batches:
+    """Rows cut into batches at once: a data loader takes them one by one, which costs as much as the arithmetic."""
+
+    def __init__(self, rows: Rows, size: int) -> None:
+        self.parts: tuple[Tensor, ...] = torch.split(torch.from_numpy(rows), size)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[tuple[Tensor]]:
+        return ((part,) for part in self.parts)
 
 
 class Tally:
@@ -245,6 +278,7 @@ def _trainer(run: Run, folder: Path, *callbacks: Callback) -> lightning.Trainer:
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         default_root_dir=folder,
+        plugins=[Whole()],
         **quiet,
     )
 

@@ -9,7 +9,7 @@
 """
 
 from service.artifact.calibrated import Calibration, Choice, ScoreFacts
-from service.artifact.density import FAMILIES, Block, Feature, Measure, Support, joint_measure
+from service.artifact.density import FAMILIES, FURTHEST_KNOT, Block, Feature, Measure, Support, joint_measure
 from service.artifact.files import Artifact, describe, digest_rows, dump, pack, read, rewrite, unpack, verify, write
 from service.artifact.graphs import Array, Arrays, Form, Graph, PosteriorFamily, PriorFamily, graphs
 from service.artifact.manifest import (
@@ -34,6 +34,7 @@ __all__ = [
     "CONFIG",
     "FAMILIES",
     "FILE",
+    "FURTHEST_KNOT",
     "GOLDEN",
     "MANIFEST",
     "NAME",

@@ -22,11 +22,15 @@ OneFamily = Literal[
     "normal",
     "student_t",
     "lognormal",
+    "quantile_normal",
     "poisson",
     "negative_binomial",
     "zero_inflated_negative_binomial",
     "continuous_bernoulli",
 ]
+FURTHEST_KNOT = (
+    2.5  # a quantile_normal's knots go to evenly spaced normal quantiles, the first to −2.5, the last to 2.5
+)
 MOST = 2.0**53  # the greatest count: past it float64 can't tell whole numbers apart
 
 
@@ -46,6 +50,7 @@ FAMILIES: Mapping[OneFamily, Family] = {
     "normal": Family("lebesgue", "real", ["loc", "scale"]),
     "student_t": Family("lebesgue", "real", ["loc", "scale", "df"]),
     "lognormal": Family("lebesgue", "positive", ["loc", "scale"]),
+    "quantile_normal": Family("lebesgue", "real", ["loc", "scale", "knots"]),
     "poisson": Family("counting", "counts", ["rate"]),
     "negative_binomial": Family("counting", "counts", ["rate", "concentration"]),
     "zero_inflated_negative_binomial": Family("counting", "counts", ["rate", "concentration", "inflation_logits"]),

@@ -33,6 +33,8 @@ class Artifact:
     """An artifact whose every file is what its manifest says. Golden and calibration arrays are loaded; graphs are not.
 
     digest is the SHA-256 of manifest.json as it was read. card holds README.md and its pictures, where there are any.
+    weights are the bytes of weights.bin, checked, where the artifact has that file: they are read once, and every graph
+    that is opened borrows them.
 
     calibration holds `scores` (n,) float64, the elbo's, and `noise` (draws, latent_size) float32. As far as the
     manifest lists them: `scores.<name>` (n,) of further scores, `fitted.<name>.<parameter>` of what was fitted for
@@ -45,6 +47,7 @@ class Artifact:
     calibration: Arrays | None
     digest: str
     card: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    weights: bytes | None = field(default=None, repr=False)
 
     def path(self, graph: str) -> Path:
         """Where a graph's file lies."""
@@ -66,11 +69,8 @@ def read(folder: Path) -> Artifact:
     except ValidationError as error:
         raise ArtifactRefused(f"{MANIFEST}: {_first(error)}") from error
     for name, file in manifest.files.items():
-        if name not in (
-            GOLDEN,
-            CALIBRATION,
-            *_of_card(manifest),
-        ):  # which are read below, and held to their digests there
+        # Others are read below, and held to their digests there.
+        if name not in (GOLDEN, CALIBRATION, WEIGHTS, *_of_card(manifest)):
             hold(folder / name, file)
     golden = _arrays(GOLDEN, verify(folder / GOLDEN, manifest.files[GOLDEN]), manifest.missing)
     calibration = None
@@ -78,7 +78,9 @@ def read(folder: Path) -> Artifact:
         arrays = verify(folder / CALIBRATION, manifest.files[CALIBRATION])
         calibration = _arrays(CALIBRATION, arrays) if manifest.calibration else None
     card = {name: verify(folder / name, file) for name, file in _of_card(manifest).items()}
-    artifact = Artifact(folder, manifest, golden, calibration, hashlib.sha256(content).hexdigest(), card)
+    weights = verify(folder / WEIGHTS, manifest.files[WEIGHTS]) if WEIGHTS in manifest.files else None
+    digest = hashlib.sha256(content).hexdigest()
+    artifact = Artifact(folder, manifest, golden, calibration, digest, card, weights)
     _check_arrays(artifact)
     return artifact
 

@@ -63,8 +63,9 @@ class Manifest(Part):
     latent_size: Positive
     family: OneFamily | Literal["mixed"]
     parameters: list[str] = Field(
-        description="the decoder's outputs besides `mean`: [n, *event] each, logits of categories and cutpoints of "
-        "levels with one more axis for these; in a mixed table [n, columns of its block] instead of [n, *event]"
+        description="the decoder's outputs besides `mean`: [n, *event] each, logits of categories, cutpoints of "
+        "levels and knots of quantiles with one more axis for these; in a mixed table [n, columns of its block] "
+        "instead of [n, *event]"
     )
     mean: Literal["expectation", "location"] = Field(description="what the decoder's `mean` is of p(x|z)")
     support: Support
@@ -105,6 +106,10 @@ class Manifest(Part):
     def graphs(self) -> dict[str, Graph]:
         """The graphs of this artifact, by name."""
         return graphs(tuple(self.parameters), self.prior.form)
+
+    def computed_by(self, *graphs: str) -> list[str]:
+        """The files that the answers of some graphs come from: theirs, and the weights that they may share."""
+        return [*(self.graphs[name].file for name in graphs), *({WEIGHTS} & self.files.keys())]
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
@@ -151,11 +156,12 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _calibration_is_of_this_model(self) -> Self:
-        facts, elbo = self.calibration, self.graphs["elbo"].file
+        facts = self.calibration
         if facts is None:
             return self
-        if facts.graphs.get(elbo) != self.files[elbo].sha256:  # the others once it is known that the files are these
-            raise ValueError(f"the calibration was made with another {elbo}; calibrate again")
+        for name in self.computed_by("elbo"):  # the other graphs' once it is known that the files are these
+            if facts.graphs.get(name) != self.files[name].sha256:
+                raise ValueError(f"the calibration was made with another {name}; calibrate again")
         if facts.split != self.training.splits["calibration"].sha256:
             raise ValueError("the calibration is of other rows than the split set aside for it")
         if facts.validation not in (None, self.training.splits["validation"].sha256):

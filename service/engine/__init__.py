@@ -20,7 +20,7 @@ from service.engine.grid import Plan
 from service.engine.onnxfile import Hostile, look, onnx_fault
 from service.engine.opening import Device, open_engine
 from service.engine.plain import Engine
-from service.engine.sessions import CPU, CUDA
+from service.engine.sessions import CPU, CUDA, borrow
 
 __all__ = [
     "CPU",
@@ -31,6 +31,7 @@ __all__ = [
     "Engine",
     "Hostile",
     "Plan",
+    "borrow",
     "check_golden",
     "difference",
     "look",

@@ -75,12 +75,12 @@ class Model:
         return self.manifest.name, self.manifest.version
 
     async def ask(
-        self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float = math.inf
+        self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, own: bool = False, deadline: float = math.inf
     ) -> Answer:
-        """Have one graph computed for some rows; see Batcher.submit."""
+        """Have one graph computed for some rows; see Batcher.submit. own: the bank is theirs alone."""
         if bank is None:
             return await self.doors[graph].submit(rows, deadline=deadline)
-        key = (bank.seed, bank.draws)
+        key = bank if own else (bank.seed, bank.draws)
         return await self.doors[graph].submit(rows, bank=bank.noise, key=key, deadline=deadline)
 
     async def appraise(self, x: Array, by: Yardstick, *, deadline: float = math.inf) -> Answer:

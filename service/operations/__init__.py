@@ -9,7 +9,7 @@ from service.operations.calibrations import Keeping, calibrate, facts, refer
 from service.operations.draws import Normal, encoded, posterior, prior
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
-from service.operations.impute import Imputation, impute, pool
+from service.operations.impute import Imputation, impute
 from service.operations.latents import (
     Encoding,
     Samples,
@@ -63,7 +63,6 @@ __all__ = [
     "facts",
     "impute",
     "measure",
-    "pool",
     "post_score",
     "posterior",
     "prior",

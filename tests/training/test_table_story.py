@@ -40,7 +40,10 @@ def table(path: Path) -> Path:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The table fitted for a few epochs by its roles alone, and its artifact, calibrated."""
     scratch = tmp_path_factory.mktemp("table")
-    columns = {"income": {"role": "real", "transform": "log", "unit": "€"}}
+    columns = {
+        "income": {"role": "real", "transform": "log", "unit": "€"},
+        "height": {"role": "real", "transform": "quantile"},
+    }
     plain = {
         "name": "people",
         "data": {"name": "table", "path": str(table(scratch / "t.csv")), "source": "made up", "columns": columns},
@@ -76,7 +79,7 @@ async def test_the_manifest_says_what_to_send(house: kit.House) -> None:
     assert [feature["categories"] for feature in body["features"]] == [None, None, list(COLOURS), ["no", "yes"], None]
     assert body["features"][1]["unit"] == "€"
     assert {block["family"]: block["columns"] for block in body["blocks"]} == {
-        **{"normal": [0], "lognormal": [1], "categorical": [2], "bernoulli": [3], "negative_binomial": [4]}
+        **{"quantile_normal": [0], "lognormal": [1], "categorical": [2], "bernoulli": [3], "negative_binomial": [4]}
     }
 
 

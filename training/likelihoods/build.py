@@ -21,9 +21,11 @@ from training.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedN
 from training.likelihoods.discretised_logistic import DiscretisedLogistic
 from training.likelihoods.located import LogNormal, Normal, StudentT
 from training.likelihoods.mixed import Mixed, Part
+from training.likelihoods.quantile import QuantileNormal
 from training.wanted import MOST_CATEGORIES
 
-DENSE = (config.Normal, config.StudentT, config.LogNormal, config.ContinuousBernoulli)
+LOCATED = (config.Normal, config.StudentT, config.LogNormal, config.QuantileNormal)
+DENSE = (*LOCATED, config.ContinuousBernoulli)
 NAMED = (config.Bernoulli, config.Categorical, config.Ordinal)
 COUNTED = (config.Poisson, config.NegativeBinomial, config.ZeroInflatedNegativeBinomial)
 
@@ -86,7 +88,7 @@ def one(wanted: config.OneFamily, columns: Columns, data: DataSet) -> Likelihood
             return Categorical(_levels(wanted, columns))
         case config.Ordinal():
             return Ordinal(_levels(wanted, columns), columns.fitted)
-        case config.Normal() | config.StudentT() | config.LogNormal():
+        case config.Normal() | config.StudentT() | config.LogNormal() | config.QuantileNormal():
             return _located(wanted, columns)
         case config.ContinuousBernoulli():
             return ContinuousBernoulli()
@@ -107,7 +109,9 @@ def _counted(
             return ZeroInflatedNegativeBinomial(columns.fitted)
 
 
-def _located(wanted: config.Normal | config.StudentT | config.LogNormal, columns: Columns) -> Likelihood:
+def _located(
+    wanted: config.Normal | config.StudentT | config.LogNormal | config.QuantileNormal, columns: Columns
+) -> Likelihood:
     if wanted.scale != "shared":
         varies = columns.fitted.min(0) < columns.fitted.max(0)
         columns.hold(varies, f"never varies among the fitted rows, so {wanted.family} has no scale to learn")
@@ -116,6 +120,8 @@ def _located(wanted: config.Normal | config.StudentT | config.LogNormal, columns
             return Normal(columns.fitted, wanted.smallest_scale, wanted.scale)
         case config.StudentT():
             return StudentT(columns.fitted, wanted.smallest_scale, wanted.scale)
+        case config.QuantileNormal():
+            return QuantileNormal(columns.fitted, wanted.smallest_scale, wanted.scale, wanted.knots)
         case config.LogNormal():
             positive = columns.every.min(0) > 0
             columns.hold(positive, "holds a number that isn't above 0, to which lognormal gives no density")
