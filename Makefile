@@ -43,9 +43,8 @@ calibrate: $(DEV)/ready  ## give ARTIFACT (the last one exported from RUN) its p
 story: $(DEV)/ready  ## all of it on real digits, in a minute: fit, export, calibrate, serve, score
 	@$(DEV)/bin/python scripts/story.py $(CONFIG)
 
-bench-anomaly: $(DEV)/ready  ## what detects anomalies in TABLES, a folder of .npz with X and y; adds PyOD to .venv-dev
+bench-anomaly: $(DEV)/ready  ## what detects anomalies in TABLES, a folder of .npz with X and y
 	@test -n "$(TABLES)" || { echo "usage: make bench-anomaly TABLES=folder"; exit 2; }
-	@$(DEV)/bin/python $(PIP) install --no-compile -c requirements/trainer.txt -e '.[bench]'
 	@$(DEV)/bin/python -m benchmarks.anomaly $(TABLES)
 
 bench-serving: $(DEV)/ready  ## how fast rows are scored, beside mosec, LitServe and others; ARGS="--quick" (needs wrk)
@@ -73,5 +72,5 @@ $(SERVICE)/ready: requirements/service-$(KIND).txt
 $(DEV)/ready: requirements/trainer.txt pyproject.toml
 	@$(PYTHON) scripts/environment.py $(DEV)
 	@$(DEV)/bin/python $(PIP) install --no-compile -c requirements/trainer.txt torch
-	@$(DEV)/bin/python $(PIP) install --no-compile -c requirements/trainer.txt -e '.[cpu,train,dev]'
+	@$(DEV)/bin/python $(PIP) install --no-compile -c requirements/trainer.txt -e '.[cpu,train,dev,adapters]'
 	@touch $@

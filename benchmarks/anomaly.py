@@ -5,7 +5,7 @@
 One class: each seed fits everyone to a random half of the normal rows, and asks how they rank the other half against
 the anomalies (AUROC). Ours is `training.tables` with its default recipe, the same for every table; no label is seen
 before the ranking is scored. The others are scikit-learn's and PyOD's at their defaults, on standardised columns as
-is the custom. PyOD is wanted by this script alone: pip install -e '.[cpu,train,bench]'.
+is the custom. PyOD is in an extra: pip install -e '.[cpu,train,adapters]'.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SEEDS = (0, 1, 2)
 NEIGHBOURS = 5
 MOST = 10_000  # rows that anyone is fitted to, and of each kind that anyone ranks: a large table takes minutes
 FEWEST = 16  # normal rows
-MISSING = "PyOD is not installed: pip install -e '.[cpu,train,bench]', or pip install 'pyod>=3.6' tqdm"
+MISSING = "PyOD is not installed: pip install -e '.[cpu,train,adapters]', or pip install 'pyod>=3.6' tqdm"
 
 
 class Unusable(Exception):

@@ -3,8 +3,9 @@
     python -m benchmarks.imputation [FOLDER OF AN ARTIFACT]
 
 The artifact is one that was trained for missing values; its own splits are used, through the service's own operations,
-and nothing is chosen here. Errors are in standard deviations of the fitted rows. The log score is
-(log p(x) − log p(x_observed)) / missing values, in nats a value of standardised rows, from the evidence operation.
+and nothing is chosen here. `reliable` is the share of rows whose answer says so; errors are in standard deviations of
+the fitted rows. The log score is (log p(x) − log p(x_observed)) / missing values, in nats a value of standardised
+rows, from the evidence operation.
 """
 
 from __future__ import annotations
@@ -87,15 +88,17 @@ OTHERS: dict[str, Callable[[Question], tuple[Doubles, float]]] = {
 }
 
 
-async def by_the_model(model: Model, question: Question, centre: Doubles, spread: Doubles) -> tuple[Doubles, float]:
-    """E[x_missing|x_observed], and log p(x) − log p(x_observed), as the service gives them."""
+async def by_the_model(
+    model: Model, question: Question, centre: Doubles, spread: Doubles
+) -> tuple[Doubles, float, float]:
+    """E[x_missing|x_observed], log p(x) − log p(x_observed), and the share of reliable rows, by the service."""
     holed, whole = question.holed * spread + centre, question.whole * spread + centre
     found = await operations.impute(model, holed, draws=1, errand=Errand())
     parts = [await operations.evidence_of(model, rows, draws=DRAWS, errand=Errand()) for rows in (whole, holed)]
     all_of_it, observed = (part.estimate.log_evidence for part in parts)
     units = (question.gone * np.log(spread)).sum()  # the Jacobian of standardising what is missing
     score = float(((all_of_it - observed).sum() + units) / question.gone.sum())
-    return (found.outputs - centre) / spread, score
+    return (found.outputs - centre) / spread, score, float(np.mean(found.reliable))
 
 
 def asked(dataset: data.DataSet, rate: float) -> tuple[Question, Doubles, Doubles]:
@@ -119,15 +122,17 @@ async def main(folder: Path) -> None:
             dataset = data.of(run)
             held_out = model.manifest.training.held_out["elbo"]
             print(f"{model.manifest.name}: held-out ELBO of complete test rows {held_out:.2f} nats a row\n")
-            print("| missing | by | RMSE (standard deviations) | log score (nats a value) |\n|---|---|---|---|")
+            print("| missing | by | RMSE (standard deviations) | log score (nats a value) | reliable |")
+            print("|---|---|---|---|---|", flush=True)
             for rate in RATES:
                 question, centre, spread = asked(dataset, rate)
-                found, score = await by_the_model(model, question, centre, spread)
-                print(f"| {rate:.0%} | {model.manifest.name} | {question.rmse(found):.3f} | {score:.3f} |")
+                found, score, reliable = await by_the_model(model, question, centre, spread)
+                cells = f"{question.rmse(found):.3f} | {score:.3f} | {reliable:.0%}"
+                print(f"| {rate:.0%} | {model.manifest.name} | {cells} |", flush=True)
                 for name, way in OTHERS.items():
                     found, score = way(question)
                     said = "–" if np.isnan(score) else f"{score:.3f}"
-                    print(f"| {rate:.0%} | {name} | {question.rmse(found):.3f} | {said} |")
+                    print(f"| {rate:.0%} | {name} | {question.rmse(found):.3f} | {said} | – |", flush=True)
     finally:
         lanes.close()
 

@@ -1,6 +1,9 @@
-"""Subjects: the two models that speed is measured on, made by our trainer with random weights. Measures nothing.
+"""Subjects: the models that speed and memory are measured on, made by our trainer with random weights.
+
+Measures nothing.
 
     mlp    784-512-256-32, Bernoulli, about 2 MFLOP a row
+    large  784-4096-2560-32, Bernoulli, 111 MB of weights, in every graph that needs them or shared by all
     conv   3×64×64, convolutions down to 4×4 and up again, Normal, about 36 MFLOP a row
 
 A row is one draw: one pass of the encoder and one of the decoder, which is what the score graph costs with K = 1.
@@ -40,6 +43,14 @@ MLP: dict[str, Any] = {
     "latent_size": 32,
     "likelihood": {"family": "bernoulli"},
 }
+LARGE: dict[str, Any] = {
+    "name": "large",
+    "description": "An MLP of 784-4096-2560-32 with random weights, for measuring memory",
+    "encoder": {"kind": "mlp", "sizes": [4096, 2560]},
+    "decoder": {"kind": "mlp", "sizes": [2560, 4096]},
+    "latent_size": 32,
+    "likelihood": {"family": "bernoulli"},
+}
 CONV: dict[str, Any] = {
     "name": "conv",
     "description": "Convolutions on 3×64×64 with random weights, for measuring speed",
@@ -65,6 +76,21 @@ def fitted_mlp() -> Fitted:
     return _fitted(MLP, Support(kind="levels", lowest=0.0, highest=1.0, step=1.0), _bits)
 
 
+def large(inline: Path, shared: Path) -> tuple[Path, Path]:
+    """The large MLP with weights in every graph, at inline/large/1, and with weights that all share."""
+    made, folders = fitted_large(), (inline / "large" / "1", shared / "large" / "1")
+    if not all(folder.exists() for folder in folders):
+        graphs = export.build(made.vae, made, say=lambda _: None)
+        for each, folder in zip((graphs, export.sharing(graphs)), folders, strict=True):
+            export.write(each, made, folder, replace=True, say=lambda _: None)
+    return folders
+
+
+def fitted_large() -> Fitted:
+    """The large MLP as if it had been fitted."""
+    return _fitted(LARGE, Support(kind="levels", lowest=0.0, highest=1.0, step=1.0), _bits)
+
+
 def fitted_conv() -> Fitted:
     """The convolutional one; rows are real, in float32."""
     return _fitted(CONV, Support(kind="real", lowest=None, highest=None, step=None), _reals)
@@ -86,7 +112,7 @@ def flops(module: VAE, event_shape: tuple[int, ...]) -> int:
     hooks = [layer.register_forward_hook(count) for layer in module.modules()]
     with torch.no_grad():
         q = module.posterior(torch.zeros(1, *event_shape))
-        module.parameters_at(q.mean)
+        module.parameters_at(q.moments()[0])
     for hook in hooks:
         hook.remove()
     return counted

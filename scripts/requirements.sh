@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 compile "$@" --generate-hashes --extra cpu -o requirements/service-cpu.txt
 # What the two service files share has one version, and so has what the trainer shares with them.
 compile "$@" --generate-hashes --extra gpu -c requirements/service-cpu.txt -o requirements/service-gpu.txt
-compile "$@" --extra cpu --extra train --extra dev -c requirements/service-cpu.txt -o requirements/trainer.txt
+compile "$@" --extra cpu --extra train --extra dev --extra adapters -c requirements/service-cpu.txt -o requirements/trainer.txt
 
 if grep -n '://' requirements/*.txt; then
     echo "requirements/ holds an address" >&2

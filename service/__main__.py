@@ -35,7 +35,7 @@ from service.workers import House, Member, Source, Stock, Supervisor, count, obs
 log = logging.getLogger(__name__)
 
 OFFLINE = {
-    "score": ("draws", "seed", "alpha", "fdr", "correction", "confidence", "explain"),
+    "score": ("draws", "seed", "alpha", "fdr", "correction", "confidence", "explain", "conditionals"),
     "evidence": ("draws", "seed", "confidence"),
 }
 
@@ -334,6 +334,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--correction", choices=("none", "simes"), help="p-values for the calibration set at hand")
     score.add_argument("--confidence", type=float, help="of the correction (default 0.9)")
     score.add_argument("--explain", action="store_true", help="also what each feature and latent adds")
+    score.add_argument("--conditionals", action="store_true", help="also how likely each feature is given the others")
     evidence.add_argument("--draws", type=int, default=4096, help="decoder calls a row, all together (default 4096)")
     evidence.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     evidence.add_argument("--confidence", type=float, default=0.95, help="of lower_bound, over seeds (default 0.95)")

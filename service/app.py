@@ -197,11 +197,11 @@ def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
 
 def _count_batch(metrics: Metrics, manifest: Manifest, report: BatchReport) -> None:
     counted = metrics.batches(manifest.name, str(manifest.version), report.graph)
-    counted.sizes.observe(report.decoder_rows)
-    counted.tickets.inc(report.tickets)
-    counted.seconds.observe(report.seconds)
-    counted.waiting.set(report.waiting)
-    counted.calls.inc()
+    metrics.observe(counted.sizes, report.decoder_rows)
+    metrics.later(counted.tickets, report.tickets)
+    metrics.observe(counted.seconds, report.seconds)
+    metrics.set(counted.waiting, report.waiting)
+    metrics.later(counted.calls)
 
 
 def _count_model(metrics: Metrics, manifest: Manifest, engine: Engine) -> None:

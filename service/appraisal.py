@@ -90,7 +90,7 @@ def measure(
     outputs: Mapping[str, Array], posterior: Mapping[str, Array] | None, bank: noise.Bank
 ) -> tuple[scoring.Bound, Statistics]:
     """The bound of rows and what their scores are made of; the posterior's norms where it is given."""
-    bound = scoring.bound(outputs["log_likelihood"], outputs["kl"], bank)
+    bound = scoring.bound(outputs["log_likelihood"], scoring.kl(outputs), bank)
     gap = anomaly.iwae_gap(outputs["log_weight"], bank.weights)
     lengths: tuple[Doubles, ...] = ()
     if posterior is not None:

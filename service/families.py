@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact import Array, Manifest, Support
+from service.artifact import FURTHEST_KNOT, Array, Manifest, Support
 
 Parameters = Mapping[str, Array]
 Doubles = NDArray[np.float64]
@@ -90,6 +90,16 @@ def _lognormal(parameters: Parameters, support: Support, generator: np.random.Ge
     return np.maximum(np.exp(_normal(parameters, support, generator)), np.finfo(np.float64).tiny)
 
 
+def _quantile_normal(parameters: Parameters, support: Support, generator: np.random.Generator) -> Array:
+    """A normal draw y, taken along straight lines from evenly spaced y_i to the knots x_i; the end pieces go on."""
+    y, knots = _normal(parameters, support, generator), _doubles(parameters["knots"])
+    step = 2 * FURTHEST_KNOT / (knots.shape[-1] - 1)
+    place = (y + FURTHEST_KNOT) / step
+    piece = np.clip(np.floor(place), 0, knots.shape[-1] - 2).astype(np.int64)[..., None]
+    left, right = (np.take_along_axis(knots, piece + i, -1)[..., 0] for i in (0, 1))
+    return np.asarray(left + (place - piece[..., 0]) * (right - left))
+
+
 def _poisson(parameters: Parameters, _: Support, generator: np.random.Generator) -> Array:
     """A Poisson draw."""
     return generator.poisson(np.minimum(_doubles(parameters["rate"]), HIGHEST_RATE))
@@ -139,6 +149,7 @@ DRAWS: Mapping[str, Draw] = {
     "normal": _normal,
     "student_t": _student_t,
     "lognormal": _lognormal,
+    "quantile_normal": _quantile_normal,
     "poisson": _poisson,
     "negative_binomial": _negative_binomial,
     "zero_inflated_negative_binomial": _zero_inflated,

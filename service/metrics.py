@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from prometheus_client.registry import Collector
 
 CPU = "process_cpu_seconds"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+OBSERVED = 1024  # observations of one kind that are kept until somebody looks, at most
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -123,6 +124,8 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         self._owed: dict[Counter, float] = {}
+        self._seen: dict[Histogram, list[float]] = {}
+        self._set: dict[Gauge, float] = {}
         self._batches: dict[tuple[str, str, str], Batches] = {}
         self._merged = _merged(group) if group else None
         now = self._merged or registry
@@ -274,11 +277,29 @@ class Metrics:
         """Count something by the next time that somebody looks: a tenth of the cost of counting it now."""
         self._owed[counter] = self._owed.get(counter, 0.0) + amount
 
+    def observe(self, histogram: Histogram, *amounts: float) -> None:
+        """The same of observations."""
+        seen = self._seen.setdefault(histogram, [])
+        seen.extend(amounts)
+        if len(seen) >= OBSERVED:
+            del self._seen[histogram]
+            observe_all(histogram, seen)
+
+    def set(self, gauge: Gauge, value: float) -> None:
+        """The same of what is so now."""
+        self._set[gauge] = value
+
     def flush(self) -> None:
         """Count what is owed."""
         owed, self._owed = self._owed, {}
         for counter, amount in owed.items():
             counter.inc(amount)
+        seen, self._seen = self._seen, {}
+        for histogram, amounts in seen.items():
+            observe_all(histogram, amounts)
+        now, self._set = self._set, {}
+        for gauge, value in now.items():
+            gauge.set(value)
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
@@ -286,9 +307,8 @@ class Metrics:
         return generate_latest(self._merged or self.registry)
 
 
-def observe_all(histogram: Histogram, amounts: Iterable[float]) -> None:
+def observe_all(histogram: Histogram, amounts: Sequence[float]) -> None:
     """Observe many at once, at the cost of about one: by the library's own parts, which it has no public way to."""
-    amounts = list(amounts)
     counts: dict[int, int] = {}
     for amount in amounts:
         at = bisect_left(histogram._upper_bounds, amount)

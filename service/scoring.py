@@ -2,15 +2,17 @@
 
     ELBO(x) = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)) = log p(x) − KL(q(z|x) ‖ p(z|x))
 
-The first term is estimated from draws, the second is exact. The estimate is the mean of independent groups' means,
-so it is unbiased whatever the groups' sizes, and the spread of those means is an honest error: a Student t with
-one degree of freedom fewer than there are groups.
+The first term is estimated from draws; the second is exact, or where it has no closed form estimated from the same
+draws. The estimate is the mean of independent groups' means, so it is unbiased whatever the groups' sizes, and the
+spread of those means is an honest error: a Student t with one degree of freedom fewer than there are groups.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +40,7 @@ class Bound:
 
 
 def bound(log_likelihood: Doubles, kl: Doubles, bank: Bank) -> Bound:
-    """The ELBO from log p(x|z) at each draw, (rows, draws), and the exact KL, (rows,).
+    """The ELBO from log p(x|z) at each draw, (rows, draws), and the KL: exact, (rows,), or log q/p(z) at each draw.
 
     >>> from service.noise import bank
     >>> bound(np.array([[-3.0, -1.0]]), np.array([0.5]), bank(0, 2, 1))
@@ -47,7 +49,18 @@ def bound(log_likelihood: Doubles, kl: Doubles, bank: Bank) -> Bound:
     means = group_means(log_likelihood, bank)
     expected = means.sum(-1) / means.shape[-1]
     kl = np.asarray(kl, np.float64)
+    if kl.ndim == 2:
+        kl_means = group_means(kl, bank)
+        kl = kl_means.sum(-1) / kl_means.shape[-1]
+        means = means - kl_means  # of each group, so that what the two have in common cancels in the error too
     return Bound(expected - kl, standard_error(means), means.shape[-1] - 1, expected, kl)
+
+
+def kl(outputs: Mapping[str, NDArray[Any]]) -> Doubles:
+    """The KL as `bound` takes it, from elbo.onnx's outputs: theirs, or log_likelihood − log_weight at each draw."""
+    if "kl" in outputs:
+        return np.asarray(outputs["kl"], np.float64)
+    return np.asarray(outputs["log_likelihood"] - outputs["log_weight"], np.float64)
 
 
 def group_means(values: Doubles, bank: Bank) -> Doubles:

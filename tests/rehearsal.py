@@ -132,10 +132,10 @@ def rehearsed(
     """
     library, opened = Library(), dict[str, Session]()
 
-    def session_of(graph: Graph, content: bytes, way: OnCuda | None = None) -> Any:
+    def session_of(graph: Graph, content: bytes, way: OnCuda | None = None, weights: bytes | None = None) -> Any:
         if way is None:
-            return sessions.open_session(graph, content)
-        made = Session(sessions.open_session(graph, content), way)
+            return sessions.open_session(graph, content, None, weights)
+        made = Session(sessions.open_session(graph, content, None, weights), way)
 
         def before(graph_id: str) -> None:
             if error := refuses(graph, way, graph_id):

@@ -32,6 +32,11 @@ OwnRows = Annotated[Path | None, typer.Option("--rows", help="Of an own model: t
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite that version.")]
 
 
+Shared = Annotated[
+    bool, typer.Option("--shared-weights", help="Large matrices on disk and in memory once; see docs/large-models.md.")
+]
+
+
 @app.command()
 def fit(path: Config, runs: Runs = Path("runs"), resume: Resume = False) -> None:
     """Fit a run: weights, figures and a picture, in runs/<name>."""
@@ -44,16 +49,37 @@ def fit(path: Config, runs: Runs = Path("runs"), resume: Resume = False) -> None
         fitted = fitting.fit(run, folder, resume=resume, console=console)
         last = fitted.figures[-1]
         console.print(
-            f"Kept epoch {len(fitted.figures)}: held-out ELBO {fitting.held_out(last):.2f} nats a row "
-            f"= {last['log_likelihood']:.2f} − {last['kl']:.2f}"
+            f"Kept epoch {len(fitted.figures)}: held-out bound {fitting.held_out(last):.2f} nats a row "
+            f"(log-likelihood {last['log_likelihood']:.2f}, KL {last['kl']:.2f})"
         )
         console.print(f"Look at  {folder / fitting.PICTURE}")
         console.print(f"Then     python -m training export {folder}")
 
 
+@app.command("data")
+def look(path: Annotated[Path, typer.Argument(help="CSV, Parquet, npy, npz, IDX, or a folder of pictures.")]) -> None:
+    """Show what a file or folder holds: the guessed role of each column, and a config to paste."""
+    from rich.table import Table
+
+    from training import look as looking
+
+    with plainly():
+        seen = looking.look(path)
+        shown = Table(*seen.heads, title=seen.title, title_justify="left", show_header=any(seen.heads))
+        for line in seen.lines:
+            shown.add_row(*line)
+        console.print(shown)
+        console.print("A config to begin with; what is wrong in it is yours to change:\n")
+        console.print(seen.config, markup=False, end="")
+
+
 @app.command()
 def export(
-    run: RunFolder, to: Models = Path("exported_models"), version: Version = None, replace: Replace = False
+    run: RunFolder,
+    to: Models = Path("exported_models"),
+    version: Version = None,
+    replace: Replace = False,
+    shared_weights: Shared = False,
 ) -> None:
     """Export a fitted run to an artifact, and hold it to its promises."""
     from training import exporting
@@ -62,7 +88,9 @@ def export(
     with plainly():
         fitted = fitting.load(run)
         with console.status("exporting") as status:
-            folder = exporting.export(fitted, to, version=version, replace=replace, say=status.update)
+            folder = exporting.export(
+                fitted, to, version=version, replace=replace, shared_weights=shared_weights, say=status.update
+            )
         console.print(f"Wrote    {folder} ({sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB)")
         console.print(f"Then     python -m training calibrate {folder}")
 
@@ -138,6 +166,26 @@ def calibrate(folder: ArtifactFolder, rows: OwnRows = None) -> None:
             f"Scored   {made.n} held-out rows at {made.draws} draws; the smallest p-value is {made.smallest_p:.2g}"
         )
         console.print("Then     make serve")
+
+
+@app.command()
+def card(folder: ArtifactFolder, rows: OwnRows = None) -> None:
+    """Write the artifact's model card, README.md with its pictures, anew; its graphs and scores stay as they are."""
+    from service import artifact
+    from training import calibrate as calibrating
+    from training import card as carding
+    from training.own.rows import sample
+
+    with plainly():
+        manifest, held_out = artifact.read(folder).manifest, None
+        try:
+            dataset = calibrating.of(manifest, None if rows is None else sample(rows))
+            held_out = calibrating.held_out_rows(manifest, "test", dataset)
+        except Unusable as error:
+            if rows is not None:
+                raise
+            console.print(f"Without held-out rows, so with golden ones: {error}")
+        console.print(f"Wrote    {carding.write(folder, held_out)}")
 
 
 def listed(names: str) -> tuple[str, ...]:

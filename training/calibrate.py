@@ -19,7 +19,7 @@ from service.artifact import Calibration, Choice, Manifest
 from service.calibration import References
 from service.lanes import Lanes
 from service.models import DEFAULT_DRAWS, DEFAULT_SEED, Model
-from training import choice, config, data, strangers
+from training import card, choice, config, data, strangers
 from training.config import Unusable
 from training.data import DataSet
 from training.own import rows as own_rows
@@ -47,6 +47,7 @@ def calibrate(folder: Path, scored: Scored | None = None, given: Sample | None =
     facts = operations.facts(found.manifest, rows, bank, references, chosen)
     arrays = artifact.pack({**calibration.arrays(references), "noise": bank.noise})
     artifact.rewrite(found, {"calibration": facts.model_dump()}, {artifact.CALIBRATION: arrays})
+    card.write(folder, held_out_rows(found.manifest, "test", dataset))
     return facts
 
 

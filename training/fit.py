@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,16 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from service import noise
 from training import config, data, missing, objective, picture, vae
 from training.config import Run, Unusable
-from training.data import DataSet
+from training.data import DataSet, Rows
 from training.vae import VAE
 
 CONFIG, BEST, LAST, METRICS, PICTURE = "config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "picture.png"
@@ -64,44 +66,45 @@ class Module(lightning.LightningModule):
         self.vae = vae.build(run, dataset)
         self.figures: list[Figures] = []
         self.fitted, self.held_out = Tally(), Tally()
-        self.register_buffer("bank", torch.tensor(noise.bank(run.seed, HELD_OUT_DRAWS, run.latent_size).noise))
+        draws = max(HELD_OUT_DRAWS, run.objective.draws)
+        self.register_buffer("bank", torch.tensor(noise.bank(run.seed, draws, run.latent_size).noise))
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+    def train_dataloader(self) -> Batches:
         """The fitted rows in an order, and with values taken out, that the seed and the epoch alone decide."""
         generator = np.random.default_rng([self.run.seed, self.current_epoch])
-        rows = self.dataset.splits["fit"]
-        rows = rows[generator.permutation(len(rows))]
+        order = generator.permutation(len(self.dataset.splits["fit"]))
+        rows = self.dataset.drawn(generator)[order]
         if self.run.missing:
             rows = missing.punch(rows, self.run.missing, generator)
-        return DataLoader(TensorDataset(torch.from_numpy(rows)), self.run.optimiser.batch_size)
+        return Batches(rows, self.run.optimiser.batch_size)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+    def val_dataloader(self) -> Batches:
         """The rows that decide when to stop; with values missing as in training, the same ones in every epoch."""
         rows = self.dataset.splits["validation"]
         if self.run.missing:
             rows = missing.punch(rows, self.run.missing, np.random.default_rng(self.run.seed))
-        return DataLoader(TensorDataset(torch.from_numpy(rows)), 250)
+        return Batches(rows, 250)
 
-    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        """−(E_q[log p(x|z)] − β·KL), one draw a row, in nats."""
+    def training_step(self, batch: tuple[Tensor], _: int) -> Tensor:
+        """What is maximised, with its sign turned; by the objective's draws of each row, in nats."""
         (x,) = batch
+        wanted = self.run.objective
         generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + self.global_step)
-        epsilon = torch.randn((len(x), 1, self.run.latent_size), generator=generator).to(self.device)
-        terms = objective.terms(self.vae, x, epsilon)
+        epsilon = torch.randn((len(x), wanted.draws, self.run.latent_size), generator=generator).to(self.device)
+        terms = objective.measured(self.vae, x, epsilon, wanted)
         self.fitted.add(terms)
-        loss = -objective.weighted(terms, objective.beta_at(self.current_epoch, self.run.objective)).mean()
+        loss = -objective.climbed(terms, self.current_epoch, wanted)
         if not torch.isfinite(loss):
             raise Unusable(f"the objective is not a finite number in epoch {self.current_epoch}; lower optimiser.lr")
         return loss
 
-    def validation_step(self, batch: list[Tensor], _: int) -> None:
-        """The two terms on held-out rows, with β = 1 whatever training weighs them with."""
-        self.held_out.add(objective.terms(self.vae, batch[0], self.bank))
+    def validation_step(self, batch: tuple[Tensor], _: int) -> None:
+        """The bound and its terms on held-out rows, with β = 1 whatever training weighs them with."""
+        self.held_out.add(objective.measured(self.vae, batch[0], self.bank, self.run.objective))
 
     def on_validation_epoch_end(self) -> None:
         """What early stopping looks at."""
-        means = self.held_out.means()
-        self.log(HELD_OUT, means["log_likelihood"] - means["kl"])
+        self.log(HELD_OUT, self.held_out.means()["bound"])
 
     def on_train_epoch_end(self) -> None:
         """One line in the history."""
@@ -124,21 +127,51 @@ class Module(lightning.LightningModule):
         self.figures = list(checkpoint["figures"])
 
 
+class Whole(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, whenever the process is killed."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,  # noqa: ARG002  # Lightning's signature
+    ) -> None:
+        """Written beside its place and put on the disk, then given its name in one step."""
+        beside = Path(path).with_name(f".{Path(path).name}.writing")
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+
+class Batches:
+    """Rows cut into batches at once: a data loader takes them one by one, which costs as much as the arithmetic."""
+
+    def __init__(self, rows: Rows, size: int) -> None:
+        self.parts: tuple[Tensor, ...] = torch.split(torch.from_numpy(rows), size)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[tuple[Tensor]]:
+        return ((part,) for part in self.parts)
+
+
 class Tally:
     """Means over rows that come a batch at a time."""
 
     def __init__(self) -> None:
-        self.sums, self.rows = np.zeros(2), 0
+        self.sums, self.rows = np.zeros(3), 0
 
     def add(self, terms: objective.Terms) -> None:
         """Count a batch."""
-        both = torch.stack((terms.log_likelihood.detach().sum(), terms.kl.detach().sum()))
-        self.sums, self.rows = self.sums + both.cpu().numpy(), self.rows + len(terms.kl)
+        sums = torch.stack([each.detach().sum() for each in (terms.log_likelihood, terms.kl, terms.bound)])
+        self.sums, self.rows = self.sums + sums.cpu().numpy(), self.rows + len(terms.kl)
 
     def means(self) -> Figures:
         """The means so far, nats a row."""
-        log_likelihood, kl = (self.sums / self.rows).tolist()
-        return {"log_likelihood": log_likelihood, "kl": kl}
+        return dict(zip(("log_likelihood", "kl", "bound"), (self.sums / self.rows).tolist(), strict=True))
 
     def take(self) -> Figures:
         """The means so far, and begin anew."""
@@ -159,7 +192,7 @@ class Bar(Callback):
         """Move on."""
         bound = float(trainer.callback_metrics[HELD_OUT])
         epoch = pl_module.current_epoch + 1
-        text = f"{self.progress.tasks[0].description.split(' ')[0]} epoch {epoch}: held-out ELBO {bound:.2f} nats"
+        text = f"{self.progress.tasks[0].description.split(' ')[0]} epoch {epoch}: held-out bound {bound:.2f} nats"
         self.progress.update(self.task, description=text, completed=epoch)
 
     def on_exception(
@@ -203,8 +236,8 @@ def load(folder: Path) -> Fitted:
 
 
 def held_out(figures: Figures) -> float:
-    """The held-out bound of an epoch."""
-    return figures["log_likelihood"] - figures["kl"]
+    """The held-out bound of an epoch, of the kind that was maximised."""
+    return figures["bound"]
 
 
 def _begin(run: Run, folder: Path, resume: bool) -> Path | None:
@@ -245,6 +278,7 @@ def _trainer(run: Run, folder: Path, *callbacks: Callback) -> lightning.Trainer:
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         default_root_dir=folder,
+        plugins=[Whole()],
         **quiet,
     )
 

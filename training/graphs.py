@@ -1,4 +1,4 @@
-"""Graphs: a VAE as the five ONNX graphs of an artifact, as bytes. Knows no tolerance and no folder.
+"""Graphs: a VAE as the ONNX graphs of an artifact, as bytes. Knows no tolerance and no folder.
 
 Each module's inputs and outputs are those of `service.artifact.graphs`. Noise is an input; nothing here is random.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from service import artifact
 from training import composed
 from training.likelihoods import total
 from training.vae import VAE
@@ -37,8 +37,7 @@ class EncoderGraph(nn.Module):
 
     def forward(self, x: Tensor) -> Outputs:
         """mean, log_scale (n, d)."""
-        q = self.vae.posterior(x)
-        return q.mean, q.log_scale
+        return self.vae.posterior(x).moments()
 
 
 class DecoderGraph(nn.Module):
@@ -69,12 +68,13 @@ class ElboGraph(nn.Module):
         self.vae = vae
 
     def forward(self, x: Tensor, noise: Tensor) -> Outputs:
-        """log_likelihood (n, k); log_weight = log p(x, z)/q(z|x) (n, k); kl (n,)."""
+        """log_likelihood (n, k); log_weight = log p(x, z)/q(z|x) (n, k); kl (n,), where it has a closed form."""
         q = self.vae.posterior(x)
-        z = q.draws(noise.to(self.vae.dtype))
+        z, log_q = q.drawn(noise.to(self.vae.dtype))
         log_likelihood = self.vae.log_likelihood(x, z)
-        log_prior_ratio = total(0.5 * (squares(noise) - squares(z))) + total(q.log_scale).unsqueeze(-1)
-        return log_likelihood, log_likelihood + log_prior_ratio, total(q.kl())
+        kl = self.vae.kl(q)
+        log_weight = log_likelihood + (self.vae.log_prior(z) - log_q)
+        return (log_likelihood, log_weight) if kl is None else (log_likelihood, log_weight, total(kl))
 
 
 class JointGraph(nn.Module):
@@ -86,7 +86,7 @@ class JointGraph(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Outputs:
         """log_likelihood, log_prior (n, k)."""
-        return self.vae.log_likelihood(x, z), -0.5 * (total(squares(z)) + z.shape[-1] * math.log(2 * math.pi))
+        return self.vae.log_likelihood(x, z), self.vae.log_prior(z)
 
 
 class TermsGraph(nn.Module):
@@ -97,16 +97,37 @@ class TermsGraph(nn.Module):
         self.vae = vae
 
     def forward(self, x: Tensor, noise: Tensor) -> Outputs:
-        """feature_log_likelihood (n, k, *event), latent_kl (n, d)."""
+        """feature_log_likelihood (n, k, *event); latent_kl (n, d), where the KL has a closed form."""
         q = self.vae.posterior(x)
         terms = self.vae.feature_log_likelihood(x, q.draws(noise.to(self.vae.dtype)))
-        return terms.reshape(x.shape[0], noise.shape[0], *self.vae.event_shape), q.kl()
+        terms = terms.reshape(x.shape[0], noise.shape[0], *self.vae.event_shape)
+        kl = self.vae.kl(q)
+        return (terms,) if kl is None else (terms, kl)
 
 
-def squares(values: Tensor) -> Tensor:
-    """Squares in float64."""
-    doubles = values.double()
-    return doubles * doubles
+class PosteriorGraph(nn.Module):
+    """Noise → draws from q(z|x)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, epsilon: Tensor) -> Outputs:
+        """z (n, k, d), log_density = log q(z|x) (n, k)."""
+        return self.vae.posterior(x).drawn(epsilon.to(self.vae.dtype))
+
+
+class PriorGraph(nn.Module):
+    """Noise → draws from p(z)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, epsilon: Tensor, uniform: Tensor | None = None) -> Outputs:
+        """z (n, d)."""
+        chosen = torch.zeros_like(epsilon[:, 0]) if uniform is None else uniform
+        return (self.vae.prior.draws(epsilon.to(self.vae.dtype), chosen),)
 
 
 MODULES: Mapping[str, type[nn.Module]] = {
@@ -115,12 +136,15 @@ MODULES: Mapping[str, type[nn.Module]] = {
     "elbo": ElboGraph,
     "joint": JointGraph,
     "terms": TermsGraph,
+    "posterior": PosteriorGraph,
+    "prior": PriorGraph,
 }
 
 
 def modules(vae: VAE) -> dict[str, nn.Module]:
-    """The five graphs as torch modules, by name."""
-    return {name: module(vae).eval() for name, module in MODULES.items()}
+    """The graphs as torch modules, by name."""
+    names = artifact.graphs(vae.likelihood.parameter_names, vae.form)
+    return {name: MODULES[name](vae).eval() for name in names}
 
 
 def export(name: str, module: nn.Module, example: Mapping[str, Tensor], outputs: tuple[str, ...]) -> bytes:
@@ -130,6 +154,8 @@ def export(name: str, module: nn.Module, example: Mapping[str, Tensor], outputs:
         "x": {0: n},
         "z": {0: n, 1: k} if name == "joint" else {0: n},
         "noise": {0: k},
+        "epsilon": {0: n, 1: k} if name == "posterior" else {0: n},
+        "uniform": {0: n},
     }
     with _quiet():
         program = torch.onnx.export(

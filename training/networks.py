@@ -6,46 +6,35 @@ ReLU only: it is exact, cheap, and gives a row the same bits whatever batch it i
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from training import config
+from training import config, posteriors
 from training.config import Unusable
-from training.likelihoods import aligned, softclip
-
-LOG_SCALE = -6.0, 2.0  # bounds of log σ of q(z|x), soft
-
-
-@dataclass(frozen=True, slots=True)
-class DiagonalNormal:
-    """q(z|x) = N(mean, diag e^(2 log_scale)); both (rows, d)."""
-
-    mean: Tensor
-    log_scale: Tensor
-
-    def draws(self, noise: Tensor) -> Tensor:
-        """z = mean + σ ε for every row and every ε of a bank, (k, d) → (rows, k, d)."""
-        return self.mean.unsqueeze(1) + torch.exp(self.log_scale).unsqueeze(1) * noise
-
-    def kl(self) -> Tensor:
-        """KL(q(z|x) ‖ N(0, I)) of each latent, ½(σ² + mean² − 1) − log σ, in nats, float64, (rows, d)."""
-        mean, log_scale = self.mean.double(), self.log_scale.double()
-        return 0.5 * (aligned(torch.exp, 2.0 * log_scale) + mean * mean - 1.0) - log_scale
+from training.posteriors import Posterior
 
 
 class Encoder(nn.Module):
     """Standardised x, (rows, D) → q(z|x); with marks, (rows, D + marks), which say of each value whether it is seen."""
 
-    def __init__(self, wanted: config.Network, event_shape: tuple[int, ...], latent_size: int, marks: int = 0) -> None:
+    def __init__(
+        self,
+        wanted: config.Network,
+        event_shape: tuple[int, ...],
+        latent_size: int,
+        marks: int = 0,
+        posterior: config.Posterior = config.DIAGONAL,
+    ) -> None:
         super().__init__()
-        self.body = _encoder_body(wanted, event_shape, 2 * latent_size, marks)
+        form = posteriors.build(posterior, latent_size)
+        self.body = _encoder_body(wanted, event_shape, form.numbers, marks)
+        self.form, self.family = form, form.family
 
-    def forward(self, x: Tensor) -> DiagonalNormal:
-        """The posterior, its log scale softly bounded."""
-        mean, raw = self.body(x).chunk(2, dim=-1)
-        return DiagonalNormal(mean, softclip(raw, *LOG_SCALE))
+    def forward(self, x: Tensor) -> Posterior:
+        """The posterior."""
+        q: Posterior = self.form(self.body(x))
+        return q
 
 
 class Decoder(nn.Module):

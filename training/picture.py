@@ -26,20 +26,25 @@ SHOWN = 12
 def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Path) -> None:
     """Held-out rows and their reconstructions, draws from the prior, and the bound's terms over epochs."""
     rows = dataset.splits["test"][:SHOWN]
-    reconstructed = _means(vae, vae.posterior(torch.from_numpy(rows)).mean)
-    z = torch.randn((SHOWN, run.latent_size), generator=torch.Generator().manual_seed(run.seed))
-    imagined = _means(vae, z)
+    reconstructed = _means(vae, vae.posterior(torch.from_numpy(rows)).moments()[0])
+    imagined = _means(vae, _imagined(vae, SHOWN, run.latent_size, torch.Generator().manual_seed(run.seed)))
     figure = Figure(figsize=(12, 8.2), layout="constrained")
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = parts
     figure.suptitle(f"{run.name}: {run.description}")
-    if len(dataset.event_shape) == 2:
+    if len(dataset.event_shape) == 2 or (len(dataset.event_shape) == 3 and dataset.event_shape[0] == 3):
         _pictures(above, dataset, (("held out", rows), ("reconstructed", reconstructed), ("prior", imagined)))
     else:
         _tables(above, vae, dataset, run)
     _terms(below, figures)
     figure.savefig(path, dpi=110)
+
+
+def _imagined(vae: VAE, count: int, latent_size: int, generator: torch.Generator) -> Tensor:
+    """Draws from the prior."""
+    noise = torch.randn((count, latent_size), generator=generator)
+    return vae.prior.draws(noise, torch.rand(count, generator=generator))
 
 
 def _means(vae: VAE, z: Tensor) -> Doubles:
@@ -49,14 +54,23 @@ def _means(vae: VAE, z: Tensor) -> Doubles:
 
 
 def _pictures(figure: SubFigure, dataset: DataSet, lines: tuple[tuple[str, NDArray[Any]], ...]) -> None:
-    """One line of pictures each, on the support's own range of greys."""
+    """One line of pictures each, on the support's own range of greys; coloured ones as they are."""
     grid = figure.subplots(len(lines), SHOWN)
+    low, high = dataset.support.lowest, dataset.support.highest
     for axes, (title, images) in zip(grid, lines, strict=True):
-        for axis, image in zip(axes, images, strict=True):
-            axis.imshow(image, cmap="gray_r", vmin=dataset.support.lowest, vmax=dataset.support.highest)
+        for axis in axes:
             axis.set_xticks([])
             axis.set_yticks([])
+        for axis, image in zip(axes, images, strict=False):  # fewer, where so few are held out
+            axis.imshow(image if image.ndim == 2 else _coloured(image), cmap="gray_r", vmin=low, vmax=high)
         axes[0].set_ylabel(title)
+
+
+def _coloured(image: NDArray[Any]) -> Doubles:
+    """Channels last, from 0 to 1."""
+    low, high = float(image.min()), float(image.max())
+    whole = (0.0, 255.0) if low >= 0 and high <= 255 else (low, high)
+    return np.asarray(np.moveaxis(image, 0, -1) - whole[0], np.float64) / ((whole[1] - whole[0]) or 1.0)
 
 
 def _tables(figure: SubFigure, vae: VAE, dataset: DataSet, run: Run) -> None:
@@ -65,9 +79,9 @@ def _tables(figure: SubFigure, vae: VAE, dataset: DataSet, run: Run) -> None:
     fitted = dataset.splits["fit"].reshape(len(dataset.splits["fit"]), -1)
     centre, spread = fitted.mean(0), np.where(fitted.std(0) > 0, fitted.std(0), 1.0)
     x = torch.from_numpy(dataset.splits["test"])
-    reconstructed = _means(vae, vae.posterior(x).mean).reshape(rows.shape)
+    reconstructed = _means(vae, vae.posterior(x).moments()[0]).reshape(rows.shape)
     generator = torch.Generator().manual_seed(run.seed)
-    z = torch.randn((1000, run.latent_size), generator=generator)
+    z = _imagined(vae, 1000, run.latent_size, generator)
     imagined = vae.likelihood.sample(vae.parameters_at(z), generator).numpy()
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
     left.scatter((rows - centre) / spread, (reconstructed - centre) / spread, s=3, alpha=0.5)

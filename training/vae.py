@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from training import likelihoods, missing
+from service.artifact import Form
+from training import likelihoods, missing, priors
 from training.config import Run
 from training.data import DataSet
 from training.likelihoods import Likelihood, Parameters
-from training.networks import Decoder, DiagonalNormal, Encoder
+from training.networks import Decoder, Encoder
+from training.posteriors import Posterior
+from training.priors import Prior, StandardNormal
 
 
 class VAE(nn.Module):
-    """q(z|x), p(x|z) and the prior p(z) = N(0, I). x: (rows, *event); z: (rows, d).
+    """q(z|x), p(x|z) and the prior p(z), N(0, I) unless another is given. x: (rows, *event); z: (rows, d).
 
     With a stand-in, one value a feature on the support, (D,), values of x may be missing: NaN. The encoder then sees
     0 there and beside it which values it sees, and the likelihood's terms of missing values are exactly 0, so
@@ -32,27 +37,58 @@ class VAE(nn.Module):
         likelihood: Likelihood,
         event_shape: tuple[int, ...],
         stand_in: Tensor | None = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__()
+        self.prior = prior or StandardNormal()
         self.register_buffer("stand_in", stand_in)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.event_shape = event_shape
+
+    @property
+    def form(self) -> Form:
+        """The forms of p(z) and q(z|x), as the manifest states them."""
+        return Form(
+            self.prior.family, getattr(self.encoder, "family", "diagonal_normal")
+        )  # others' encoders say nothing
 
     @property
     def dtype(self) -> torch.dtype:
         """What the networks compute in."""
         return next(self.encoder.parameters()).dtype
 
-    def posterior(self, x: Tensor) -> DiagonalNormal:
+    def train(self, mode: bool = True) -> Self:
+        """Train, or be used: then what the encoder makes of the prior is made once."""
+        super().train(mode)
+        if not mode:
+            with torch.no_grad():
+                self.prior.renew(self.encoder)
+        return self
+
+    def posterior(self, x: Tensor) -> Posterior:
         """q(z|x)."""
-        filled, seen = self._without_holes(x)
-        standard = self.likelihood.standardised(filled, self.dtype)
-        if self.stand_in is not None and seen is not None:
-            # From where the stand-in is: exactly 0 where a value is missing, however many numbers a family makes of it.
-            standard = standard - self.likelihood.standardised(self.stand_in.unsqueeze(0), self.dtype)
-            standard = torch.cat((standard, seen.to(self.dtype)), -1)
-        q: DiagonalNormal = self.encoder(standard)
+        q: Posterior = self.encoder(self.encoded(x))
         return q
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """Rows as the encoder is given them, (rows, D); with room for missing values, (rows, D + marks)."""
+        filled, seen = self._without_holes(x)
+        if self.stand_in is None or seen is None:
+            return self.likelihood.standardised(filled, self.dtype)
+        # From where the stand-in is: exactly 0 where a value is missing, however many numbers a family makes of it. It
+        # is the last of the rows, for what a graph makes of constants alone is bounded from above before it is opened.
+        every = self.likelihood.standardised(torch.cat((filled, self.stand_in.unsqueeze(0))), self.dtype)
+        return torch.cat((every[:-1] - every[-1:], seen.to(self.dtype)), -1)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), (rows, k, d) → (rows, k), float64."""
+        if self.training:
+            self.prior.renew(self.encoder)
+        return self.prior.log_density(z.to(self.dtype))
+
+    def kl(self, q: Posterior) -> Tensor | None:
+        """KL(q(z|x) ‖ p(z)), split over the latents, (rows, d); None where it has no closed form."""
+        return q.kl() if self.prior.family == "standard_normal" else None
 
     def parameters_at(self, z: Tensor) -> Parameters:
         """The parameters of p(x|z) with flat events; z (rows, d) → (rows, D) each, or (D,) where no row differs."""
@@ -95,6 +131,8 @@ def build(run: Run, data: DataSet) -> VAE:
     size = int(torch.Size(data.event_shape).numel())
     stand_in = torch.from_numpy(missing.stand_in(data.splits["fit"]).reshape(-1)) if run.missing else None
     marks = 0 if stand_in is None else size
-    encoder = Encoder(run.encoder, likelihood.input_shape(data.event_shape), run.latent_size, marks)
+    encoder = Encoder(run.encoder, likelihood.input_shape(data.event_shape), run.latent_size, marks, run.posterior)
     decoder = Decoder(run.decoder, data.event_shape, run.latent_size, likelihood.head_shape(size))
-    return VAE(encoder, decoder, likelihood, data.event_shape, stand_in)
+    made = VAE(encoder, decoder, likelihood, data.event_shape, stand_in)
+    made.prior = priors.build(run.prior, run.latent_size, made.encoded(torch.from_numpy(data.splits["fit"])))
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,15 @@ OneFamily = Literal[
     "normal",
     "student_t",
     "lognormal",
+    "quantile_normal",
     "poisson",
     "negative_binomial",
     "zero_inflated_negative_binomial",
     "continuous_bernoulli",
 ]
+FURTHEST_KNOT = (
+    2.5  # a quantile_normal's knots go to evenly spaced normal quantiles, the first to −2.5, the last to 2.5
+)
 MOST = 2.0**53  # the greatest count: past it float64 can't tell whole numbers apart
 
 
@@ -46,6 +50,7 @@ FAMILIES: Mapping[OneFamily, Family] = {
     "normal": Family("lebesgue", "real", ["loc", "scale"]),
     "student_t": Family("lebesgue", "real", ["loc", "scale", "df"]),
     "lognormal": Family("lebesgue", "positive", ["loc", "scale"]),
+    "quantile_normal": Family("lebesgue", "real", ["loc", "scale", "knots"]),
     "poisson": Family("counting", "counts", ["rate"]),
     "negative_binomial": Family("counting", "counts", ["rate", "concentration"]),
     "zero_inflated_negative_binomial": Family("counting", "counts", ["rate", "concentration", "inflation_logits"]),
@@ -135,6 +140,9 @@ class Feature(Part):
 
     name: str
     unit: str | None = Field(None, description="as the data's source gives it; null where it gives none")
+    categories: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
+        None, description="what the codes 0, 1, … stand for, which is what is sent; null where x is a number"
+    )
 
 
 class Block(Part):

@@ -5,29 +5,36 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from pydantic import ValidationError
 
 from service.artifact.calibrated import Calibration
 from service.artifact.graphs import Array, Arrays
-from service.artifact.manifest import CALIBRATION, GOLDEN, MANIFEST, Manifest
+from service.artifact.manifest import CALIBRATION, CARD, GOLDEN, MANIFEST, PICTURE, WEIGHTS, Manifest
 from service.artifact.parts import File
 from service.errors import ArtifactRefused
+
+LARGEST = 2**31 - 1  # bytes of a file, and of the arrays in one; what protobuf, and so one ONNX file, can have
+LARGEST_WEIGHTS = 2**36
+LARGEST_CARD = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """An artifact whose every file is what its manifest says. Golden and calibration arrays are loaded; graphs are not.
 
-    digest is the SHA-256 of manifest.json as it was read.
+    digest is the SHA-256 of manifest.json as it was read. card holds README.md and its pictures, where there are any.
+    weights are the bytes of weights.bin, checked, where the artifact has that file: they are read once, and every graph
+    that is opened borrows them.
 
     calibration holds `scores` (n,) float64, the elbo's, and `noise` (draws, latent_size) float32. As far as the
     manifest lists them: `scores.<name>` (n,) of further scores, `fitted.<name>.<parameter>` of what was fitted for
@@ -39,6 +46,8 @@ class Artifact:
     golden: Arrays
     calibration: Arrays | None
     digest: str
+    card: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    weights: bytes | None = field(default=None, repr=False)
 
     def path(self, graph: str) -> Path:
         """Where a graph's file lies."""
@@ -59,24 +68,61 @@ def read(folder: Path) -> Artifact:
         raise ArtifactRefused(f"{MANIFEST} can't be read: {error.strerror}") from error
     except ValidationError as error:
         raise ArtifactRefused(f"{MANIFEST}: {_first(error)}") from error
-    contents = {name: verify(folder / name, file) for name, file in manifest.files.items()}
-    golden = _arrays(GOLDEN, contents[GOLDEN], manifest.missing)
-    calibration = _arrays(CALIBRATION, contents[CALIBRATION]) if manifest.calibration else None
-    artifact = Artifact(folder, manifest, golden, calibration, hashlib.sha256(content).hexdigest())
+    for name, file in manifest.files.items():
+        # Others are read below, and held to their digests there.
+        if name not in (GOLDEN, CALIBRATION, WEIGHTS, *_of_card(manifest)):
+            hold(folder / name, file)
+    golden = _arrays(GOLDEN, verify(folder / GOLDEN, manifest.files[GOLDEN]), manifest.missing)
+    calibration = None
+    if CALIBRATION in manifest.files:
+        arrays = verify(folder / CALIBRATION, manifest.files[CALIBRATION])
+        calibration = _arrays(CALIBRATION, arrays) if manifest.calibration else None
+    card = {name: verify(folder / name, file) for name, file in _of_card(manifest).items()}
+    weights = verify(folder / WEIGHTS, manifest.files[WEIGHTS]) if WEIGHTS in manifest.files else None
+    digest = hashlib.sha256(content).hexdigest()
+    artifact = Artifact(folder, manifest, golden, calibration, digest, card, weights)
     _check_arrays(artifact)
     return artifact
 
 
+def _of_card(manifest: Manifest) -> dict[str, File]:
+    """The card and its pictures, which are held in memory; ArtifactRefused where they are too large for that."""
+    files = manifest.files if CARD in manifest.files else {}
+    found = {name: file for name, file in files.items() if name == CARD or re.match(PICTURE, name)}
+    if (size := sum(file.bytes for file in found.values())) > LARGEST_CARD:
+        raise ArtifactRefused(f"{CARD} and its pictures have {size:,} bytes; at most {LARGEST_CARD:,} are taken")
+    return found
+
+
 def verify(path: Path, file: File) -> bytes:
-    """A file's bytes; refused when it is missing, a link, or not the bytes that the manifest lists."""
+    """A file's bytes; refused when it is missing, a link, too large, or not the bytes that the manifest lists."""
+    _check_size(path, file)
+    content = path.read_bytes()
+    _check_digest(path, File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)), file)
+    return content
+
+
+def hold(path: Path, file: File) -> None:
+    """Refuse a file as `verify` does, without keeping its bytes."""
+    _check_size(path, file)
+    _check_digest(path, describe(path), file)
+
+
+def _check_size(path: Path, file: File) -> None:
+    """Before a byte of it is read: it lies in the folder itself, and is as large as it should be and may be."""
     if path.is_symlink() or not path.is_file():
         raise ArtifactRefused(f"{path.name} is listed in the manifest and is not a file in the folder")
-    content = path.read_bytes()
-    found = File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    size, most = path.stat().st_size, LARGEST_WEIGHTS if path.name == WEIGHTS else LARGEST
+    if size != file.bytes:
+        raise ArtifactRefused(f"{path.name} is not the file that the manifest lists: {size} bytes, not {file.bytes}")
+    if size > most:
+        raise ArtifactRefused(f"{path.name} has {size:,} bytes; at most {most:,} are taken")
+
+
+def _check_digest(path: Path, found: File, file: File) -> None:
     if found != file:
         difference = f"sha256 {found.sha256[:12]}… of {found.bytes} bytes, not {file.sha256[:12]}… of {file.bytes}"
         raise ArtifactRefused(f"{path.name} is not the file that the manifest lists: {difference}")
-    return content
 
 
 def describe(path: Path) -> File:
@@ -154,9 +200,22 @@ def _arrays(name: str, content: bytes, holes: bool = False) -> Arrays:
     With holes, rows of x may have missing values: NaN.
     """
     try:
+        with ZipFile(io.BytesIO(content)) as packed:
+            if (size := sum(entry.file_size for entry in packed.infolist())) > LARGEST:
+                raise ArtifactRefused(f"{name} unpacks to {size:,} bytes; at most {LARGEST:,} are taken")
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
         raise ArtifactRefused(f"{name} can't be read as arrays") from error
     for key, array in arrays.items():
         absent = np.isnan(array) if holes and key.endswith(".x") and array.dtype.kind == "f" else False
@@ -189,7 +248,8 @@ def _check_calibration(arrays: Arrays, manifest: Manifest, facts: Calibration) -
         wanted |= {} if name == "elbo" else {f"scores.{name}": (facts.n,)}
         wanted |= {f"fitted.{name}.{key}": tuple(shape) for key, shape in score.fitted.items()}
     if facts.terms is not None:
-        spans = {"feature": tuple(manifest.event_shape), "latent": (manifest.latent_size,)}
+        spans = {"feature": tuple(manifest.event_shape)}
+        spans |= {"latent": (manifest.latent_size,)} if manifest.kl == "exact" else {}
         wanted |= {f"terms.{of}.{key}": shape for of, shape in spans.items() for key in ("centre", "scale")}
     shapes = {name: array.shape for name, array in arrays.items()}
     for name in sorted(shapes.keys() | wanted.keys()):
@@ -209,6 +269,8 @@ def _check_shape(name: str, array: Array, manifest: Manifest) -> None:
     """Refuse a golden input whose rows, latents or noise aren't of the manifest's shape."""
     is_event = name.endswith(".x")
     wanted = tuple(manifest.event_shape) if is_event else (manifest.latent_size,)
+    if name.endswith(".uniform"):
+        wanted = ()
     leading = array.ndim - len(wanted)
     of_rows = name.endswith(".noise") or array.shape[:1] == (manifest.golden.rows,)
     if (

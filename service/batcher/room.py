@@ -131,6 +131,20 @@ class Batcher:
         self._wake()
         return ticket
 
+    def at_once(self, rows: Arrays, *, bank: Any, cost: int) -> Answer | None:
+        """Compute on the loop, without a ticket, what costs so many decoder rows. Whatever the call raises is raised.
+
+        None where others wait, or a lane is to compute it: then `post` it.
+        """
+        if self._queue or self._resting or self._closed or self._broken is None or cost > self._quick():
+            return None
+        started = time.perf_counter()
+        pieces = {name: (array,) for name, array in rows.items()}
+        outputs = self._lanes.here(lambda: self._work.compute(pieces, bank, slice(None)))
+        seconds = time.perf_counter() - started
+        self._done(outputs, bank, 1, cost, seconds)
+        return Answer(outputs, 0.0, seconds)
+
     def check(self, rows: int = 0) -> None:
         """Refuse at the door what there is no room for, or would wait too long for its turn; rows: decoder rows."""
         if self._closed:
@@ -310,14 +324,17 @@ class Batcher:
         if error is not None:
             self._blame(batch, error)
             return
-        cost = sum(piece.cost for piece in batch)
-        self._cost.learn(cost, seconds)
-        self._report(BatchReport(self._work.name, len(batch), cost, seconds, self._waiting))
-        self._work.finished(outputs, batch[0].ticket.bank)
+        self._done(outputs, batch[0].ticket.bank, len(batch), sum(piece.cost for piece in batch), seconds)
         row = 0
         for piece in batch:
             hand(piece, {name: array[row : row + piece.count] for name, array in outputs.items()}, self._work)
             row += piece.count
+
+    def _done(self, outputs: Arrays, bank: Any, tickets: int, cost: int, seconds: float) -> None:
+        """A call succeeded: learn from it, and tell who counts and who watches."""
+        self._cost.learn(cost, seconds)
+        self._report(BatchReport(self._work.name, tickets, cost, seconds, self._waiting))
+        self._work.finished(outputs, bank)
 
     def _blame(self, batch: list[Piece], error: BaseException) -> None:
         """Fail the culprit and answer the rest: each piece of a failed batch is computed alone."""

@@ -33,15 +33,23 @@ Say = Callable[[int, int], None]
 FEW = 8  # rows that the graphs are held to one another with
 AT_ONCE, NUMBERS = 16, 262_144  # rows that share a proposal's noise, and numbers worked on at once
 FEWEST_DRAWS = 64  # of the ELBO that the gap is taken from; a quarter of the draws, where that is more
+RANKED = 255  # draws from q that a latent is ranked among where q is no normal
 GROUPS = 4  # of draws, whose spread tells how reliable an estimate is
-LATENTS, NOISES, PLACES = 11, 12, 13  # the purposes of a seed's streams; others are taken by operations
+LATENTS, NOISES, PLACES, COMPONENTS, RANKS = (
+    11,
+    12,
+    13,
+    14,
+    15,
+)  # the purposes of a seed's streams; others are taken by operations
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """What n rows of the model's own gave; all in nats.
 
-    elbo, elbo_error, lower, upper, reliable: (n,). latent_kl, encoder_ranks, posterior_ranks: (n, d), ranks in [0, 1].
+    elbo, elbo_error, lower, upper, reliable: (n,). latent_kl, encoder_ranks, posterior_ranks: (n, d), ranks in [0, 1];
+    no latent_kl where the KL is no sum over latents.
     own, reference: the rows' scores as calibrated, (n,), and those of held-out rows, or None. disagreement: by how much
     the graphs differ where they may not, over what they may. alone: rows whose score changes with their company.
     """
@@ -52,7 +60,7 @@ class Trial:
     lower: Doubles
     upper: Doubles
     reliable: NDArray[np.bool_]
-    latent_kl: Doubles
+    latent_kl: Doubles | None
     encoder_ranks: Doubles
     posterior_ranks: Doubles
     reference: Doubles | None
@@ -80,22 +88,24 @@ class Trial:
             "lower",
             "upper",
             "reliable",
-            "latent_kl",
             "encoder_ranks",
             "posterior_ranks",
         )
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in each})
+        latent_kl = None if self.latent_kl is None else self.latent_kl[rows]
+        return dataclasses.replace(self, latent_kl=latent_kl, **{name: getattr(self, name)[rows] for name in each})
 
 
 async def trial(model: Model, rows: int, draws: int, seed: int, say: Say) -> Trial:
     """Draw rows from a model and have the model speak of them; say is told how many of how many rows are done."""
     errand = Errand()
-    z = noise.generator(seed, LATENTS).standard_normal((rows, model.manifest.latent_size)).astype(np.float32)
+    epsilon = noise.generator(seed, LATENTS).standard_normal((rows, model.manifest.latent_size)).astype(np.float32)
+    uniform = noise.generator(seed, COMPONENTS).random(rows, dtype=np.float32)
+    z = await operations.prior(model, epsilon, uniform, errand)
     x = await operations.decode_sample(model, z, seed=seed, errand=errand)
     scored = await operations.score(model, x, errand=errand)  # as its calibration rows were
     finer = await operations.score(model, x, draws=max(FEWEST_DRAWS, draws // 4), seed=seed, errand=errand)
-    posterior = await errand.ask(model, "encoder", {"x": x})
-    mean, log_scale = (np.asarray(posterior[name], np.float64) for name in ("mean", "log_scale"))
+    q = await operations.encoded(model, x, errand)
+    mean, log_scale = (np.asarray(values, np.float64) for values in (q.mean, q.log_scale))
     parts = []
     for part in _parts(rows, draws * model.manifest.latent_size):
         parts.append(await _sandwich(model, x[part], z[part], mean[part], np.exp(log_scale[part]), draws, seed, part))
@@ -108,11 +118,11 @@ async def trial(model: Model, rows: int, draws: int, seed: int, say: Say) -> Tri
         lower=lower,
         upper=upper,
         reliable=reliable,
-        latent_kl=0.5 * (np.exp(2 * log_scale) + mean**2 - 1) - log_scale,
-        encoder_ranks=_normal_ranks((z - mean) * np.exp(-log_scale)),
+        latent_kl=(await operations.terms(model, x, await model.bank(model.seed, model.draws), errand))[1],
+        encoder_ranks=await _encoder_ranks(model, x, z, q, seed, errand),
         posterior_ranks=ranks,
         reference=model.references.scores["elbo"].scores if model.references else None,
-        disagreement=await _disagreement(model, x[:FEW], mean[:FEW], log_scale[:FEW], errand),
+        disagreement=await _disagreement(model, x[:FEW], q[slice(FEW)], errand),
         alone=await _alone(model, x[: 2 * FEW]),
         draws=draws,
         seed=seed,
@@ -124,11 +134,16 @@ def _parts(rows: int, width: int) -> Iterator[slice]:
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 
-def _normal_ranks(standard: Doubles) -> Doubles:
-    """Where z* lies in q, as a share of q's mass."""
+async def _encoder_ranks(model: Model, x: Array, z: Array, q: operations.Normal, seed: int, errand: Errand) -> Doubles:
+    """Where each latent of z* lies in q, as a share of q's mass; by draws where q is no normal; (rows, d)."""
     from scipy.special import ndtr
 
-    return np.asarray(ndtr(standard), np.float64)
+    if model.manifest.prior.posterior != "flow":
+        return np.asarray(ndtr((z - q.mean.astype(np.float64)) * np.exp(-q.log_scale.astype(np.float64))), np.float64)
+    generator = noise.generator(seed, RANKS)
+    epsilon = generator.standard_normal((len(x), RANKED, z.shape[1])).astype(np.float32)
+    below = (await operations.posterior(model, x, q, epsilon, errand) < z[:, None]).sum(1)
+    return np.asarray((below + generator.random(below.shape)) / (RANKED + 1), np.float64)
 
 
 # ---------------------------------------------------------------- the sandwich
@@ -158,7 +173,8 @@ async def _proposal(
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NOISES, part.start)))
     stage = max(1, draws // 2 // 5)
     plan = evidence.Plan(int(generator.integers(noise.SEEDS)), mean.shape[1], 0, (2 * stage, stage, stage, stage), 1, 1)
-    searching = adapt(np.ascontiguousarray(mean), np.ascontiguousarray(scale), plan)
+    near = model.manifest.prior.moments
+    searching = adapt(np.ascontiguousarray(mean), np.ascontiguousarray(scale), plan, near)
     asked = await asyncio.to_thread(next, searching)
     while True:
         joint = await _joint(model, x, asked)
@@ -184,28 +200,46 @@ def _ranks(points: Array, weights: Doubles, generator: np.random.Generator) -> D
 # ---------------------------------------------------------------- the graphs, held to one another
 
 
-async def _disagreement(model: Model, x: Array, mean: Doubles, log_scale: Doubles, errand: Errand) -> dict[str, float]:
+async def _disagreement(model: Model, x: Array, q: operations.Normal, errand: Errand) -> dict[str, float]:
     """The largest difference between graphs that say the same thing, over what rounding may make of it."""
     bank = await model.bank(model.seed, model.draws)
-    epsilon = bank.noise.astype(np.float64)
-    z = mean[:, None] + np.exp(log_scale)[:, None] * epsilon
+    z, log_q = await _drawn(model, x, q, bank, errand)
     fused = await errand.ask(model, "elbo", {"x": x}, bank)
     joint = await errand.ask(model, "joint", {"x": x, "z": z.astype(np.float32)})
     terms = await errand.ask(model, "terms", {"x": x}, bank)
-    log_q = (-0.5 * (epsilon**2 + math.log(2 * math.pi)) - log_scale[:, None]).sum(-1)
-    kl = (0.5 * (np.exp(2 * log_scale) + mean**2 - 1) - log_scale).sum(-1)
     features = terms["feature_log_likelihood"].reshape(*fused["log_likelihood"].shape, -1).sum(-1)
     scale = np.abs(terms["feature_log_likelihood"]).reshape(*features.shape, -1).sum(-1)
     allowed = 1e-3 + 2e-5 * scale
-    return {
+    found = {
         "joint's log p(x|z) and elbo's": _worst(joint["log_likelihood"] - fused["log_likelihood"], allowed),
         "elbo's weights and joint's": _worst(
             joint["log_likelihood"] + joint["log_prior"] - log_q - fused["log_weight"], allowed
         ),
         "terms' features and elbo's log p(x|z)": _worst(features - fused["log_likelihood"], allowed),
-        "elbo's KL and the encoder's": _worst(fused["kl"] - kl, 1e-3 + 1e-4 * np.abs(kl)),
-        "terms' KL and elbo's": _worst(terms["latent_kl"].sum(-1) - fused["kl"], 1e-3 + 1e-4 * np.abs(kl)),
     }
+    if model.manifest.kl == "sampled":
+        return found
+    kl, near = fused["kl"], 1e-3 + 1e-4 * np.abs(fused["kl"])
+    found["terms' KL and elbo's"] = _worst(terms["latent_kl"].sum(-1) - kl, near)
+    if model.manifest.prior.posterior == "diagonal_normal":
+        mean, log_scale = q.mean.astype(np.float64), q.log_scale.astype(np.float64)
+        own = (0.5 * (np.exp(2 * log_scale) + mean**2 - 1) - log_scale).sum(-1)
+        found["elbo's KL and the encoder's"] = _worst(kl - own, near)
+    return found
+
+
+async def _drawn(
+    model: Model, x: Array, q: operations.Normal, bank: noise.Bank, errand: Errand
+) -> tuple[Array, Doubles]:
+    """z at a bank's noise, (rows, k, d), and log q(z|x) there, (rows, k); in float64 where q is a diagonal normal."""
+    epsilon = bank.noise.astype(np.float64)
+    if "posterior" in model.manifest.graphs:
+        given = np.ascontiguousarray(np.broadcast_to(bank.noise, (len(x), *bank.noise.shape)))
+        drawn = await errand.ask(model, "posterior", {"x": x, "epsilon": given})
+        return drawn["z"], drawn["log_density"]
+    mean, log_scale = q.mean.astype(np.float64), q.log_scale.astype(np.float64)
+    log_q = (-0.5 * (epsilon**2 + math.log(2 * math.pi)) - log_scale[:, None]).sum(-1)
+    return mean[:, None] + np.exp(log_scale)[:, None] * epsilon, log_q
 
 
 def _worst(difference: Array, allowed: Doubles) -> float:

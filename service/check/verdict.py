@@ -184,6 +184,8 @@ def _reliable(trial: Trial) -> Finding:
 
 
 def _latents(trial: Trial) -> Finding:
+    if trial.latent_kl is None:
+        return Finding("holds", "latents aren't told apart", "with this prior and posterior the KL is no sum over them")
     used = trial.latent_kl.mean(0)
     idle = np.flatnonzero(used < COLLAPSED)
     if len(idle):

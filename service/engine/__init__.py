@@ -9,16 +9,18 @@ bucketed     the same at a few fixed shapes, in buffers made once: what CUDA wan
     cuda       libcudart, as far as buffers and copies need it
 sessions     graphs opened in the runtime
 golden       what a graph must answer before it is served
-onnxfile     whether a file is one self-contained graph
+onnxfile     whether a file is one self-contained graph, and nothing that harms who opens it
+    sizes      how large the tensors become that it makes of its constants
+    protobuf   the fields of a message
 """
 
 from service.engine.bucketed import Bucketed
 from service.engine.golden import LOOSEST, check_golden, difference
 from service.engine.grid import Plan
-from service.engine.onnxfile import onnx_fault
+from service.engine.onnxfile import Hostile, look, onnx_fault
 from service.engine.opening import Device, open_engine
 from service.engine.plain import Engine
-from service.engine.sessions import CPU, CUDA
+from service.engine.sessions import CPU, CUDA, borrow
 
 __all__ = [
     "CPU",
@@ -27,9 +29,12 @@ __all__ = [
     "Bucketed",
     "Device",
     "Engine",
+    "Hostile",
     "Plan",
+    "borrow",
     "check_golden",
     "difference",
+    "look",
     "onnx_fault",
     "open_engine",
 ]

@@ -61,7 +61,7 @@ def _expected_cuda() -> bool:
 
 def _on_cpu(artifact: Artifact, plan: Plan, fallback: str | None) -> Engine:
     graphs = artifact.manifest.graphs
-    opened = {name: open_session(graph, artifact.graph(name)) for name, graph in graphs.items()}
+    opened = {name: open_session(graph, artifact.graph(name), None, artifact.weights) for name, graph in graphs.items()}
     providers = opened[SAMPLE].get_providers()
     rows = plan.rows("cpu")
     if rows is None:
@@ -83,7 +83,10 @@ def _on_cuda(artifact: Artifact, plan: Plan) -> Engine:
         if rows is None:
             with GATE.together():
                 graphs = artifact.manifest.graphs
-                opened = {name: open_session(graph, artifact.graph(name), way) for name, graph in graphs.items()}
+                opened = {
+                    name: open_session(graph, artifact.graph(name), way, artifact.weights)
+                    for name, graph in graphs.items()
+                }
             return Engine("cuda", opened[SAMPLE].get_providers(), None, opened, runtime=runtime)
         return _staged(artifact, plan, rows, way, runtime)
     except DeviceUnavailable:
@@ -123,7 +126,7 @@ def _captured(artifact: Artifact, name: str, way: OnCuda, plan: Plan, stage: Mak
 
 def _warmed(artifact: Artifact, name: str, way: OnCuda, plan: Plan, stage: MakeStage) -> Opened:
     with GATE.together():
-        session = open_session(artifact.manifest.graphs[name], artifact.graph(name), way)
+        session = open_session(artifact.manifest.graphs[name], artifact.graph(name), way, artifact.weights)
     made = stage(session)
     made.warm(artifact.golden, artifact.manifest.golden.tolerance, _draws(artifact, plan), capture=way.graphs)
     return session, made
@@ -168,7 +171,7 @@ def _fastest(artifact: Artifact, plan: Plan) -> Algorithms:
     feeds = {name: tiled(artifact.golden[f"{SAMPLE}.{name}"], port.axes, shape) for name, port in layout.inputs.items()}
 
     def seconds(algorithms: Algorithms) -> float | None:
-        session = open_session(graph, content, OnCuda(algorithms, memory=plan.memory))
+        session = open_session(graph, content, OnCuda(algorithms, memory=plan.memory), artifact.weights)
         if not sessions.has_convolutions(session):
             return None
         session.run(None, feeds)

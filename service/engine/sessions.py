@@ -2,6 +2,10 @@
 
 On the CPU every session runs with one thread, since only then is a row's answer the same to the last bit whoever shares
 its batch; several cores are used by several lanes.
+
+Weights that an artifact's graphs share lie in memory once: each session borrows them from the bytes that were hashed,
+and no file is opened. The runtime's packed copies of matrices, one a session, are left out then, which takes a dense
+layer some more time on few rows.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Literal
 
 import onnxruntime as ort
 
-from service.artifact import Graph
+from service.artifact import WEIGHTS, Graph
 from service.engine.onnxfile import onnx_fault
 from service.errors import ArtifactRefused, DeviceUnavailable
 
@@ -62,13 +66,18 @@ class OnCuda:
         }
 
 
-def open_session(graph: Graph, content: bytes, cuda: OnCuda | None = None) -> ort.InferenceSession:
-    """A session of bytes whose digest is right, where it was asked to be (None: the CPU), or an error."""
-    if fault := onnx_fault(content):
+def open_session(
+    graph: Graph, content: bytes, cuda: OnCuda | None = None, weights: bytes | None = None
+) -> ort.InferenceSession:
+    """A session of bytes whose digest is right, where it was asked to be (None: the CPU), or an error.
+
+    weights: the bytes of weights.bin, where the artifact has it; the session keeps them for as long as it lives.
+    """
+    if fault := onnx_fault(content, None if weights is None else len(weights)):
         raise ArtifactRefused(f"{graph.file} {fault}")
     wanted: list[object] = [(CUDA, dict(cuda.options)), CPU] if cuda else [CPU]
     try:
-        session = ort.InferenceSession(content, _options(cuda), providers=wanted, enable_fallback=0)
+        session = ort.InferenceSession(content, _options(cuda, weights), providers=wanted, enable_fallback=0)
     except Exception as error:  # the runtime's exceptions share no base class
         if cuda:
             raise DeviceUnavailable(f"CUDA could not open {graph.file}") from error
@@ -76,6 +85,7 @@ def open_session(graph: Graph, content: bytes, cuda: OnCuda | None = None) -> or
     if cuda:
         _check_placement(session, graph.file)
     _check_ports(session, graph)
+    session.weights = weights  # borrowed, so they must live as long
     session._model_bytes = None  # kept for set_providers and the fallback, neither of which is used; 5.5 MB for mnist
     return session
 
@@ -96,18 +106,30 @@ def _check_ports(session: ort.InferenceSession, graph: Graph) -> None:
             raise ArtifactRefused(f"{graph.file} {what} {named}")
 
 
-def _options(cuda: OnCuda | None) -> ort.SessionOptions:
+def _options(cuda: OnCuda | None, weights: bytes | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # patterns are kept for every batch size seen, and never let go
     options.log_severity_level = 3
+    if weights is not None:
+        borrow(options, weights)
     if cuda:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # not from the arena
         if cuda.shares and _has_an_arena(cuda.memory):
             options.add_session_config_entry("session.use_env_allocators", "1")
     return options
+
+
+def borrow(options: ort.SessionOptions, weights: bytes) -> None:
+    """Have a session use shared weights where they are; they must outlive it.
+
+    Packing would copy every matrix once a session, which is what sharing is to save.
+    """
+    options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+    options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+    options.add_session_config_entry("session.disable_prepacking", "1")
 
 
 _sharing = threading.Lock()

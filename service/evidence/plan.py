@@ -60,3 +60,15 @@ def plan(draws: int, elbo: int, seed: int, latent_size: int) -> Plan | None:
     first, *stages = (int(share * room) for share in STAGES)
     group, over = divmod(room - first - sum(stages), GROUPS)
     return Plan(seed, latent_size, elbo, (first + over, *stages), GROUPS, group)
+
+
+def pooling(least: int, seed: int, latent_size: int) -> Plan:
+    """A plan whose last stage has so many draws or a few more, after as many to adapt with as an estimate would take.
+
+    >>> made = pooling(1024, 0, 2)
+    >>> made.last, made.draws
+    (1024, 1704)
+    """
+    group = -(-least // GROUPS)
+    calls = GROUPS * group / (1.0 - sum(STAGES))
+    return Plan(seed, latent_size, 0, tuple(int(share * calls) for share in STAGES), GROUPS, group)

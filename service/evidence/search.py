@@ -20,6 +20,9 @@ from service.evidence.proposal import Normal, Proposal, Singles, log_densities, 
 
 Doubles = NDArray[np.float64]
 Asking = Generator[Singles, Doubles, Proposal]
+Moments = tuple[float | Doubles, float | Doubles]  # a mean and a scale, one number or (d,)
+
+STANDARD: Moments = (0.0, 1.0)
 
 FIRST = np.array([0.15, 0.20, 0.20, 0.45])  # of the first stage: q, q at twice and at four times its scale, the prior
 MOST_MODAL = 8  # latents up to which two modes are looked for; with more, the draws are too few to tell two from one
@@ -63,9 +66,13 @@ class Pool:
         return self.joint - self.reach
 
 
-def adapt(mean: Doubles, scale: Doubles, plan: Plan) -> Asking:
-    """A proposal for the last stage, from the mean and scale of q, (rows, d); yields draws and is sent log p(x, z)."""
-    q, prior = Normal(mean, scale, (1.0, 2.0)), Normal(np.zeros_like(mean), np.ones_like(mean))
+def adapt(mean: Doubles, scale: Doubles, plan: Plan, near: Moments = STANDARD) -> Asking:
+    """A proposal for the last stage, from the mean and scale of q, (rows, d); yields draws and is sent log p(x, z).
+
+    near: the mean and the scale of the prior. Neither q nor the prior has to be a normal: a normal stands in for each.
+    """
+    where, width = (np.array(np.broadcast_to(each, mean.shape), np.float64) for each in near)
+    q, prior = Normal(mean, scale, (1.0, 2.0)), Normal(where, width)
     wide = Normal(mean, scale, (1.0, 2.0, 4.0))
     proposal, old = Proposal((wide, prior), np.tile(FIRST, (len(mean), 1))), None
     pool = Pool()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from service.http.front import Connection, Route
 
 CLOSE = b"connection: close\r\n"
+LARGE, WIDEST = 65_536, 8  # bytes of a body whose tensors are to be aligned, and of the widest number in them
 
 
 class Told:
@@ -63,7 +66,7 @@ class Call:
     def begin(self) -> None:
         """The head is here: what can be refused by it is, and its time runs."""
         try:
-            self._job = self._route.begin(self._heard(), self.visit)
+            self._job = self._route.begin(self._aligned(self._heard()), self.visit)
             self._timer = self._connection.loop.call_at(self.visit.errand.deadline, self._late)
         except Exception as error:  # ours is answered with a reference, like any other
             self._refuse(error)
@@ -114,6 +117,18 @@ class Call:
             heads.get(b"accept-encoding"),
             heads.get(b"inference-header-content-length"),
         )
+
+    def _aligned(self, heard: Heard) -> Heard:
+        """Have tensors behind JSON lie where any dtype wants them: with a few spaces before it, JSON means the same.
+
+        A large body is put together here anyway; elsewhere it would be copied once more, as a whole.
+        """
+        after, size = heard.tensors_after or "", int(self._heads.get(b"content-length", b"0"))
+        if size < LARGE or heard.content_encoding or not re.fullmatch("[1-9][0-9]{0,11}", after) or int(after) >= size:
+            return heard
+        spaces = -int(after) % WIDEST
+        self._parts.append(b" " * spaces)
+        return replace(heard, tensors_after=str(int(after) + spaces))
 
     # ------------------------------------------------------------ out
 

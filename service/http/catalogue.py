@@ -1,4 +1,4 @@
-"""The catalogue: what is served, and its manifest."""
+"""The catalogue: what is served, its manifest, and its card."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.artifact import Manifest
+from service.artifact import CARD, Manifest
+from service.errors import Unknown
 from service.footing import Footing
 from service.http import wire
+from service.http.card import GUARDED, HTML, MARKDOWN, PNG, markdown, page
 from service.http.exchange import Desk, find, header
 from service.http.openapi import problems
 from service.models import Model
@@ -64,10 +66,16 @@ class Served(Manifest):
     )
     calibration_in_use: InUse | None
     drift: Drift | None = Field(description="null where it isn't watched: uncalibrated, or switched off")
+    card: str | None = Field(description="where the model card is, for people; null where the artifact has none")
 
 
 LISTED: dict[int | str, dict[str, Any]] = {200: {"model": list[Listed]}, **problems(406)}
 SERVED: dict[int | str, dict[str, Any]] = {200: {"model": Served}, **problems(404, 406, 503)}
+SHOWN: dict[int | str, dict[str, Any]] = {
+    200: {"content": {MARKDOWN: {}, HTML: {}}, "description": "Markdown unless a browser asks"},
+    **problems(404, 406, 503),
+}
+PICTURED: dict[int | str, dict[str, Any]] = {200: {"content": {PNG: {}}, "description": "PNG"}, **problems(404, 503)}
 
 
 def router(desk: Desk) -> APIRouter:
@@ -92,7 +100,40 @@ def router(desk: Desk) -> APIRouter:
         parameters = request.path_params
         return _json(request, described(find(desk.models, parameters["model"], parameters.get("version"))))
 
+    @routes.get("/v1/models/{model}/versions/{version}/card", responses=SHOWN)
+    @routes.get("/v1/models/{model}/card", responses=SHOWN)
+    async def card(request: Request) -> Response:
+        """The model card: what it is, how it was trained, and how its scores lie; Markdown, or a page for a browser."""
+        request.scope["visit"].operation = "card"
+        model, form = _asked(request), wire.negotiate(header(request, "accept"), (MARKDOWN, HTML))
+        text = _of_card(model, CARD).decode("utf-8", "replace")
+        name = "{}, version {}".format(*model.key)
+        content = page(text, model.card, name) if form == HTML else markdown(text, model.card)
+        return Response(content, headers=GUARDED, media_type=form)
+
+    @routes.get("/v1/models/{model}/versions/{version}/card/{picture}", responses=PICTURED)
+    @routes.get("/v1/models/{model}/card/{picture}", responses=PICTURED)
+    async def picture(request: Request) -> Response:
+        """A picture of the model card."""
+        request.scope["visit"].operation = "card"
+        content = _of_card(_asked(request), request.path_params["picture"])
+        if request.path_params["picture"] == CARD:
+            raise Unknown(f"{CARD} is the card itself: ask for it without a name")
+        return Response(content, headers=GUARDED, media_type=PNG)
+
+    def _asked(request: Request) -> Model:
+        return find(desk.models, request.path_params["model"], request.path_params.get("version"))
+
     return routes
+
+
+def _of_card(model: Model, name: str) -> bytes:
+    """A file of a model's card, from those that were read with its manifest; nothing is looked up on the disk."""
+    if not model.card:
+        raise Unknown("this artifact has no card; python -m training card <its folder> writes one")
+    if (content := model.card.get(name)) is None:
+        raise Unknown(f"the card has no {name[:64]!r}; it has {', '.join(sorted(model.card.keys() - {CARD}))}")
+    return content
 
 
 def described(model: Model) -> dict[str, Any]:
@@ -106,7 +147,8 @@ def described(model: Model) -> dict[str, Any]:
         "calibration_in_use": in_use.model_dump(mode="json") if in_use else None,
         "drift": drift.model_dump(mode="json") if drift else None,
     }
-    return {**model.manifest.model_dump(mode="json"), **device, **calibration}
+    card = f"/v1/models/{model.key[0]}/versions/{model.key[1]}/card" if model.card else None
+    return {**model.manifest.model_dump(mode="json"), **device, **calibration, "card": card}
 
 
 def _in_use(footing: Footing) -> InUse:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
@@ -325,6 +325,10 @@ def checked(fields: type[F], body: Body, array: str | None) -> F:
     """The fields as their model has them; Invalid points at each that isn't right."""
     if array is not None and body.array is None:
         raise invalid(f"/{array}", "is missing")
+    if body.query and (
+        faults := [fault for name, word in body.fields.items() if (fault := _inexact(fields, name, word))]
+    ):
+        raise Invalid(*faults)
     try:
         # Query parameters are text, so there "16" is the number 16; in JSON it is not.
         return fields.model_validate(body.fields, strict=not body.query)
@@ -333,6 +337,16 @@ def checked(fields: type[F], body: Body, array: str | None) -> F:
         faults = [Fault(pointer(*fault["loc"]), _reason(fault["msg"])) for fault in found[:MOST_FAULTS]]
         more = [Fault("", f"and {len(found) - MOST_FAULTS} more")] if len(found) > MOST_FAULTS else []
         raise Invalid(*faults, *more) from None
+
+
+def _inexact(fields: type[Fields], name: str, word: str) -> Fault | None:
+    """What is wrong with text for a whole number that isn't one's digits: pydantic would take 16.0 and 1_6 for 16."""
+    known = fields.model_fields.get(name)
+    if known is None or int not in (known.annotation, *get_args(known.annotation)):
+        return None
+    if re.fullmatch(r"-?[0-9]+", word, re.ASCII):
+        return None
+    return Fault(pointer(name), "is not a whole number in digits, as 16 is")
 
 
 def _reason(message: str) -> str:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP = 0.25  # seconds between looks for those who have waited for too long
-LARGEST = 65_536  # bytes of a body that takes the express
+LARGEST = 262_144  # bytes of a body that takes the express: some thousands of numbers more are parsed in a millisecond
+PARSING = 0.001  # seconds of reading bodies after which a turn of the loop ends
 HELD = 5  # times a body, for it and what is read of it: two characters of JSON may be a double
 
 
@@ -129,13 +131,12 @@ class Counter:
         self._timeout = timeout
         self._most = lanes  # tickets at once: what comes meanwhile makes the next
         self._waiting: deque[Entry] = deque()
-        self._out: set[Entry] = set()
+        self._out: dict[operations.Ticket, set[Entry]] = {}  # tickets, and who still waits for each
         self._tickets = 0
         self._woken = self._sweeping = False
 
     def add(self, entry: Entry) -> None:
         """A request is whole."""
-        entry.era = self._books.door.come()
         try:
             model = self.speaker.model()
             model.scores.check(model.draws)
@@ -154,12 +155,19 @@ class Counter:
         """Its caller has gone: what nobody else waits for is never computed."""
         entry.let_go()
         self._books.gone(entry.known.route.path, entry.era)
-        if entry in self._out:
-            self._out.discard(entry)
-            ticket = entry.ticket
-            if ticket and all(other.ticket is not ticket for other in self._out):
-                entry.sitting.model.scores.drop(ticket)
-                self._done()
+        self._leave(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        """Someone doesn't wait for a ticket any more; the last one who leaves drops it."""
+        ticket = entry.ticket
+        here = self._out.get(ticket) if ticket else None
+        if ticket is None or here is None or entry not in here:
+            return
+        here.remove(entry)
+        if not here:
+            del self._out[ticket]
+            entry.sitting.model.scores.drop(ticket)
+            self._done()
 
     def _wake(self) -> None:
         if not self._woken and self._tickets < self._most:
@@ -180,7 +188,7 @@ class Counter:
         # Rows of one dtype alone are stacked: NumPy would make another of two, and what is refused alone must be here.
         groups: dict[tuple[int, int, np.dtype[Any]], list[Entry]] = {}
         cost, started = 0, time.perf_counter()
-        while self._waiting and cost < door.size:
+        while self._waiting and cost < door.size and time.perf_counter() - started < PARSING:
             entry = self._waiting.popleft()
             entry.enter()
             if entry.gone:
@@ -229,6 +237,15 @@ class Counter:
             self._told(entries, sitting, standard, rows, found)
 
         try:
+            answer = door.at_once({"x": x}, bank=by, cost=len(x) * len(by))
+        except Exception as error:  # whose rows are at fault is found step by step
+            log.debug("handed back: %s", error)
+            self._hand_back(entries)
+            return
+        if answer:
+            self._settle(entries, sitting, by, x, answer)
+            return
+        try:
             rest = self._timeout - (time.perf_counter() - min(entry.arrived for entry in entries))
             deadline = asyncio.get_running_loop().time() + rest
             ticket = door.post({"x": x}, told, bank=by, key=by, deadline=deadline)
@@ -238,7 +255,7 @@ class Counter:
         self._tickets += 1
         for entry in entries:
             entry.ticket, entry.sitting = ticket, sitting
-        self._out.update(entries)
+        self._out[ticket] = set(entries)
 
     def _done(self) -> None:
         self._tickets -= 1
@@ -249,20 +266,26 @@ class Counter:
         self, entries: list[Entry], sitting: Sitting, by: Yardstick, x: Array, found: operations.Answer | Problem
     ) -> None:
         """Answer everyone of a ticket who is still there."""
-        here = [entry for entry in entries if entry in self._out]
-        self._out.difference_update(here)
+        ticket = entries[0].ticket
+        assert ticket is not None  # it is told of after it was posted
+        del self._out[ticket]  # who left before isn't answered twice: they are gone
         for entry in entries:
             entry.ticket = None
         self._done()
         if isinstance(found, Problem):
-            self._hand_back(here)
+            self._hand_back(entries)
             return
+        self._settle(entries, sitting, by, x, found)
+
+    def _settle(
+        self, entries: list[Entry], sitting: Sitting, by: Yardstick, x: Array, found: operations.Answer
+    ) -> None:
         # Whoever can't be answered like this, or has become late, is met by itself.
         try:
             self._answer(entries, sitting, Columns(sitting.model, by, x, found.outputs), found)
         except Exception as error:
             log.debug("handed back: %s", error)
-        self._hand_back([entry for entry in here if not entry.gone])
+        self._hand_back([entry for entry in entries if not entry.gone])
 
     def _answer(self, entries: list[Entry], sitting: Sitting, columns: Columns, found: operations.Answer) -> None:
         start, began = 0, time.perf_counter()
@@ -300,10 +323,8 @@ class Counter:
         loop = asyncio.get_running_loop()
         loop.call_later(SWEEP, self._sweep)
         before = time.perf_counter() - self._timeout
-        late = [entry for entry in (*self._waiting, *self._out) if entry.arrived < before and not entry.gone]
-        self._out.difference_update(late)
-        for ticket, one in {entry.ticket: entry for entry in late if entry.ticket}.items():
-            if ticket and all(other.ticket is not ticket for other in self._out):
-                one.sitting.model.scores.drop(ticket)
-                self._done()
+        every = chain(self._waiting, *self._out.values())
+        late = [entry for entry in every if entry.arrived < before and not entry.gone]
+        for entry in late:
+            self._leave(entry)
         self._hand_back(late)

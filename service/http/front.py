@@ -8,11 +8,13 @@ connection: chunked bodies, callers that wait for 100-continue, other methods an
 
 from __future__ import annotations
 
+from asyncio import TimerHandle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from typing import Protocol as TypingProtocol
 from urllib.parse import unquote
 
+from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.http.calls import CLOSE, Call
@@ -39,6 +41,7 @@ HEARD = {
 LEFT = {b"transfer-encoding", b"expect", b"upgrade"}  # a request with one of these is left to the app
 ROUTES = 1024  # paths that are remembered
 LONGEST = 4096  # bytes of a head that is remembered
+GATHERING = 0.05  # seconds that the rest of a body may take
 OK = STATUS_LINE[200]
 
 
@@ -114,21 +117,32 @@ class Connection(HttpToolsProtocol):
     front: Front
     call: Call | None = None
     entry: Entry | None = None  # the request that takes the express
-    head: bytes | None = None  # of the request that is being read, if it came in one piece
+    head: bytes | None = None  # of the request that is being read, if it was read from its beginning
     reading = False  # whether a request's message has begun and not ended
+    left = 0  # bytes of the body that is being read, which are still to come
+    since: float | None = None  # when a request came that the parser is shown only now
     active = 0.0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.later: list[bytes] = []
+        self.parts: list[bytes] = []  # of the request that is to take the express, as far as it is here
+        self.missing = 0  # bytes that it lacks
+        self.timer: TimerHandle | None = None  # runs while it lacks some
 
     # ------------------------------------------------------------ the express
 
     def data_received(self, data: bytes) -> None:
-        """Bytes are here: a request that came whole under a head that is known takes the express."""
+        """Bytes are here: a request under a head that is known takes the express once it is whole."""
         if self.entry is not None:
+            if self.timer is not None:
+                self._gather(self.entry, data)
+                return
             self.later.append(data)
             self.flow.pause_reading()
+            return
+        if self.left and self.fronted:
+            self._more(data)
             return
         self.head = None
         if not self.reading and (self.cycle is None or self.cycle.response_complete):
@@ -136,12 +150,61 @@ class Connection(HttpToolsProtocol):
             if end > 4:
                 head = data[:end]
                 known = self.front.known.get(head)
-                if known is not None and len(data) == end + known.length and not self.front.books.door.parting:
-                    self.entry = Entry(self, known, data[end:])
-                    known.counter.add(self.entry)
+                if known is not None and len(data) <= end + known.length and not self.front.books.door.parting:
+                    self._express(known, data, end)
                     return
                 self.head = head
         super().data_received(data)
+
+    def _express(self, known: Known, data: bytes, end: int) -> None:
+        """A known head is here, and as much of the body behind it as came with it."""
+        self.entry = entry = Entry(self, known, data[end:])
+        entry.era = self.front.books.door.come()
+        if len(entry.body) == known.length:
+            known.counter.add(entry)
+            return
+        self.parts = [data]
+        self.missing = known.length - len(entry.body)
+        self.timer = self.loop.call_later(GATHERING, self._ungather)
+
+    def _gather(self, entry: Entry, data: bytes) -> None:
+        """Some more of a body is here; what follows it is another request's."""
+        if len(data) > self.missing:
+            self.later.append(data[self.missing :])
+            self.flow.pause_reading()
+            data = data[: self.missing]
+        self.parts.append(data)
+        self.missing -= len(data)
+        if self.missing:
+            return
+        assert self.timer is not None
+        self.timer.cancel()
+        self.timer = None
+        whole, self.parts = b"".join(self.parts), []
+        entry.body = whole[len(whole) - entry.known.length :]
+        entry.known.counter.add(entry)
+
+    def _ungather(self) -> None:
+        """A body takes its time: the request is met as if its head were not known, which bounds what it may take."""
+        self.timer, entry = None, self.entry
+        assert entry is not None
+        data, self.parts, self.entry = b"".join(self.parts), [], None
+        entry.let_go()
+        self.front.books.door.go(entry.era)
+        if not self.transport.is_closing():
+            self.since = entry.arrived
+            super().data_received(data)
+
+    def _more(self, data: bytes) -> None:
+        """The body of a request at the front goes on: nothing in it is for the parser, which would copy it."""
+        rest = data[self.left :]
+        self.on_body(data[: self.left] if rest else data)
+        if self.left == 0:
+            self.parser = HttpRequestParser(self)  # the old one still waits for this body
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.on_message_complete()
+            if rest:
+                self.data_received(rest)
 
     def answered(self, entry: Entry, heads: bytes, body: bytes, timing: bytes) -> None:
         """The express has an answer."""
@@ -218,6 +281,9 @@ class Connection(HttpToolsProtocol):
             if (route := self.front.route(url)) and (heads := self._heads()) is not None:
                 self.call = Call(self, route, heads, query)
                 self.cycle = self.call  # type: ignore[assignment]
+                self.left = int(heads.get(b"content-length", b"0"))
+                if self.since is not None:
+                    self.call.visit.arrived, self.since = self.since, None
                 self.call.begin()
                 return
         super().on_headers_complete()
@@ -240,6 +306,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Some of a body is here."""
         if call := self.fronted:
+            self.left -= len(body)
             call.more(body)
         else:
             super().on_body(body)
@@ -258,6 +325,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone."""
         super().connection_lost(exc)
+        if self.timer is not None:
+            self.timer.cancel()
         if self.entry is not None and not self.entry.gone:
             self.entry.known.counter.drop(self.entry)
         if self.call is not None:

@@ -13,13 +13,13 @@ from service.http.latents import INPUTS, Answered, Seed
 from service.http.scores import Numbers
 from service.http.telemetry import Visit
 from service.models import Model
-from service.operations import pool
+from service.operations.impute import cost
 
 
 class Asked(Fields):
-    """What impute takes besides its rows. A row costs 1,024 decoder calls, and 4 for each draw if that is more."""
+    """What impute takes besides its rows. A row costs 2,728 decoder calls, and more from 257 draws on."""
 
-    draws: int = Field(16, ge=1, description="draws of what is missing; a row costs max(1024, 4 × draws) decoder calls")
+    draws: int = Field(16, ge=1, description="draws of what is missing; a row costs 2.7 × pool decoder calls")
     seed: Seed = 0
 
 
@@ -33,13 +33,15 @@ class Imputed(Answered):
     reliable: list[bool] = Field(description="pareto_k < min(0.7, 1 − 1/log10 pool)")
     seed: int
     draws: int
-    pool: int = Field(description="draws from q(z|x_observed) that were weighed")
+    pool: int = Field(
+        description="draws that were weighed, of a proposal fitted to p(z|x_observed): max(1024, 4 × draws)"
+    )
 
 
 async def impute(desk: Desk, model: Model, asked: Asked, rows: Array, visit: Visit) -> dict[str, Any]:
     """What is missing of each row, given what is there: its expectation, and draws of it."""
     desk.count(visit, rows, asked.draws)
-    desk.count(visit, rows, pool(asked.draws), pool(asked.draws))
+    desk.count(visit, rows, cost(asked.draws), cost(asked.draws))
     found = await operations.impute(model, rows, draws=asked.draws, seed=asked.seed, errand=visit.errand)
     return {name: getattr(found, name) for name in Imputed.model_fields if name not in Answered.model_fields}
 

@@ -54,7 +54,7 @@ class Encoded(Answered):
     """q(z|x)."""
 
     mean: list[list[float]] = Field(description="[n, d]")
-    scale: list[list[float]] = Field(description="[n, d]")
+    scale: list[list[float]] | None = Field(None, description="[n, d], of each latent; left out where q is a flow")
     latents: list[list[list[float]]] | None = Field(None, description="[n, draws, d], where draws were asked for")
     seed: int | None = Field(None, description="with latents")
 
@@ -71,7 +71,8 @@ async def encode(desk: Desk, model: Model, asked: Encode, rows: Array, visit: Vi
     desk.count(visit, rows, asked.draws)
     found = await operations.encode(model, rows, draws=asked.draws, seed=asked.seed, errand=visit.errand)
     drawn = {} if found.latents is None else {"latents": found.latents, "seed": found.seed}
-    return {"mean": found.mean, "scale": found.scale, **drawn}
+    scale = {} if found.scale is None else {"scale": found.scale}
+    return {"mean": found.mean, **scale, **drawn}
 
 
 async def decode(desk: Desk, model: Model, asked: Decode, latents: Array, visit: Visit) -> dict[str, Any]:

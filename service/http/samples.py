@@ -18,7 +18,7 @@ class Sample(Fields):
 
     count: Annotated[int, Field(ge=1, description="how many")] = 1
     seed: Seed | None = Field(None, description="null: one is drawn, and echoed")
-    temperature: float = Field(1.0, ge=0, le=100, description="scale of the prior's draws")
+    temperature: float = Field(1.0, ge=0, le=100, description="scale of the noise that the prior is drawn by")
     output: Literal["mean", "sample"] = Field("mean", description="of p(x|z) at each latent")
 
 

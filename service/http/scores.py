@@ -17,6 +17,7 @@ from service.http.latents import INPUTS
 from service.http.telemetry import Visit
 from service.models import Model
 from service.noise import SEEDS
+from service.operations.left_out import cost
 
 Numbers = list[float | None]
 UNSAID = cast(int, None)  # a default that the caller can't send: null is not a number
@@ -42,7 +43,7 @@ class Score(Fields):
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="of the correction")
     explain: bool = Field(False, description="also what each feature and each latent adds")
-    conditionals: bool = Field(False, description="also log p(x_j|x_−j) of each feature; ask for 256 draws or more")
+    conditionals: bool = Field(False, description="also log p(x_j|x_−j) of each feature, by 1,024 draws of its own")
 
 
 class CalibrationFacts(Fields):
@@ -71,7 +72,7 @@ class Scored(latents.Answered):
     elbo_error: Numbers = Field(description="standard error of elbo over noise banks")
     elbo_error_df: int = Field(description="its degrees of freedom")
     log_likelihood: Numbers = Field(description="E_q[log p(x|z)]")
-    kl: Numbers = Field(description="KL(q(z|x) ‖ p(z)), exact")
+    kl: Numbers = Field(description="KL(q(z|x) ‖ p(z)); exact, or the draws' mean where the manifest says sampled")
     bits_per_dim: Numbers | None = Field(None, description="where the family is discrete")
     scores: dict[str, OneScore] = Field(description="elbo, log_likelihood, kl, iwae_gap, typicality, density_of_states")
     p_value: Numbers | None = Field(description="of the score that calibration.score names; small is strange")
@@ -80,7 +81,7 @@ class Scored(latents.Answered):
     seed: int
     draws: int
     feature_log_likelihood: list[Any] | None = Field(None, description="[n, *event]; sums to log_likelihood")
-    latent_kl: list[list[float]] | None = Field(None, description="[n, d]; sums to kl")
+    latent_kl: list[list[float]] | None = Field(None, description="[n, d]; sums to kl; left out where kl is sampled")
     feature_deviation: list[Any] | None = Field(
         None,
         description="[n, *event]; how far each term lies from the calibration's median, in scales; high is strange",
@@ -90,7 +91,8 @@ class Scored(latents.Answered):
     feature_conditional: list[Any] | None = Field(None, description="[n, *event]; log p(x_j|x_−j)")
     feature_conditional_k: list[Any] | None = Field(
         None,
-        description="[n, *event]; rely on those below min(0.7, 1 − 1/log10 draws) alone; null where it can't be told",
+        description="[n, *event]; rely on those below min(0.7, 1 − 1/log10 S) alone, S = max(1024, draws); "
+        "null where it can't be told",
     )
 
 
@@ -98,6 +100,8 @@ async def score(desk: Desk, model: Model, asked: Score, rows: Array, visit: Visi
     """The ELBO of each row with its error, and where it stands among held-out rows."""
     draws = asked.draws or model.draws
     desk.count(visit, rows, draws)
+    if asked.conditionals:
+        desk.count(visit, rows, cost(draws), cost(draws))
     found = await operations.score(
         model,
         rows,

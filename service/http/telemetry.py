@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.door import Door, Era
 from service.http.errors import answer_problem
-from service.metrics import Metrics, observe_all
+from service.metrics import Metrics
 from service.models import Model
 from service.operations import Errand
 
@@ -106,7 +106,7 @@ class Books:
         metrics.later(counted)
         if (timed := self._timed.get(operation)) is None:
             timed = self._timed[operation] = metrics.seconds.labels(operation)
-        timed.observe(seconds)
+        metrics.observe(timed, seconds)
         if visit.rows and visit.status == 200:
             if (rows := self._rows.get((operation, model))) is None:
                 rows = self._rows[operation, model] = metrics.rows.labels(operation, model)
@@ -130,7 +130,7 @@ class Books:
         self._metrics.later(counted, count)
         if (timed := self._timed.get(operation)) is None:
             timed = self._timed[operation] = self._metrics.seconds.labels(operation)
-        observe_all(timed, sitting.seconds)
+        self._metrics.observe(timed, *sitting.seconds)
         if (rows := self._rows.get((operation, model))) is None:
             rows = self._rows[operation, model] = self._metrics.rows.labels(operation, model)
         self._metrics.later(rows, sitting.rows)

@@ -56,6 +56,7 @@ class Workshop:
 class Model:
     """A manifest with its digest, a door to each of its graphs, and what its p-values rest on.
 
+    card: README.md and its pictures, if the artifact has them.
     Calibrated again it is another Model on the same doors: a request keeps the one that it began with.
     """
 
@@ -65,6 +66,7 @@ class Model:
     golden: Arrays = field(repr=False)
     digest: str
     footing: Footing | None = field(repr=False)
+    card: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     yardsticks: dict[tuple[int, int, bool], Yardstick] = field(default_factory=dict, repr=False, init=False)
 
     @property
@@ -73,12 +75,12 @@ class Model:
         return self.manifest.name, self.manifest.version
 
     async def ask(
-        self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float = math.inf
+        self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, own: bool = False, deadline: float = math.inf
     ) -> Answer:
-        """Have one graph computed for some rows; see Batcher.submit."""
+        """Have one graph computed for some rows; see Batcher.submit. own: the bank is theirs alone."""
         if bank is None:
             return await self.doors[graph].submit(rows, deadline=deadline)
-        key = (bank.seed, bank.draws)
+        key = bank if own else (bank.seed, bank.draws)
         return await self.doors[graph].submit(rows, bank=bank.noise, key=key, deadline=deadline)
 
     async def appraise(self, x: Array, by: Yardstick, *, deadline: float = math.inf) -> Answer:

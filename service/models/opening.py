@@ -106,7 +106,8 @@ def put_up(opened: Opened, workshop: Workshop) -> Model:
         )
         for work in done
     }
-    return Model(manifest, engine, doors, opened.found.golden, opened.digest, opened.footing)
+    found = opened.found
+    return Model(manifest, engine, doors, found.golden, opened.digest, opened.footing, found.card)
 
 
 def open_artifact(folder: Path, opener: Opener, state: Path | None = None, false_alarm: float = 0.0) -> Opened:

@@ -6,9 +6,10 @@ with each operation: it carries the deadline in and the clock readings out.
 
 from service.batcher import Answer, Batcher, Ticket
 from service.operations.calibrations import Keeping, calibrate, facts, refer
+from service.operations.draws import Normal, encoded, posterior, prior
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
-from service.operations.impute import Imputation, impute, pool
+from service.operations.impute import Imputation, impute
 from service.operations.latents import (
     Encoding,
     Samples,
@@ -44,6 +45,7 @@ __all__ = [
     "Explanation",
     "Imputation",
     "Keeping",
+    "Normal",
     "Rule",
     "Samples",
     "Score",
@@ -56,12 +58,14 @@ __all__ = [
     "decode_parameters",
     "decode_sample",
     "encode",
+    "encoded",
     "evidence_of",
     "facts",
     "impute",
     "measure",
-    "pool",
     "post_score",
+    "posterior",
+    "prior",
     "reconstruct",
     "refer",
     "sample",

@@ -64,7 +64,7 @@ async def refer(
         statistics.append((await measure(model, part, bank, norms=True, errand=errand))[1])
         feature, latent = await terms(model, part, bank, errand)
         features.append(feature)
-        latents.append(latent)
+        latents += [] if latent is None else [latent]
         if scored:
             scored(start + len(part), len(rows))
     values = anomaly.values(anomaly.joined(statistics), fitted)
@@ -73,7 +73,7 @@ async def refer(
     def work() -> References:
         scores = {name: calibration.fit(array, anomaly.KINDS[name].strange) for name, array in values.items()}
         feature = calibration.spread(np.concatenate(features), "low")
-        latent = calibration.spread(np.concatenate(latents), "high")
+        latent = calibration.spread(np.concatenate(latents), "high") if latents else None
         return References(scores, fitted, feature, latent, chosen)
 
     return await off_loop(len(rows) * model.manifest.dimensions, work)
@@ -81,7 +81,6 @@ async def refer(
 
 def facts(manifest: Manifest, rows: Array, bank: noise.Bank, references: References, choice: Choice) -> Calibration:
     """What a calibration by these rows is of; what was fitted for its scores was fitted on the validation split."""
-    files = [manifest.graphs[name].file for name in GRAPHS]
     return Calibration(
         n=references.n,
         complete=not bool(np.isnan(rows).any()),
@@ -90,7 +89,7 @@ def facts(manifest: Manifest, rows: Array, bank: noise.Bank, references: Referen
         estimator=footing.estimator(bank),
         smallest_p=references.scores["elbo"].smallest_p,
         split=artifact.digest_rows(rows),
-        graphs={file: manifest.files[file].sha256 for file in files},
+        graphs={file: manifest.files[file].sha256 for file in manifest.computed_by(*GRAPHS)},
         scores={name: _score_facts(name) for name in references.scores},
         anomaly=choice,
         validation=manifest.training.splits["validation"].sha256 if references.fitted else None,

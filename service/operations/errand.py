@@ -31,9 +31,11 @@ class Errand:
     computed: float = 0.0
     served: bool = False
 
-    async def ask(self, model: Model, graph: str, rows: Arrays, bank: noise.Bank | None = None) -> Arrays:
-        """Have one graph computed, and note how long it took."""
-        answer = await model.ask(graph, rows, bank=bank, deadline=self.deadline)
+    async def ask(
+        self, model: Model, graph: str, rows: Arrays, bank: noise.Bank | None = None, *, own: bool = False
+    ) -> Arrays:
+        """Have one graph computed, and note how long it took. own: the bank is these rows', and nobody else's."""
+        answer = await model.ask(graph, rows, bank=bank, own=own, deadline=self.deadline)
         self.queued += answer.queued
         self.computed += answer.computed
         return answer.outputs

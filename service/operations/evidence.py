@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -15,6 +14,7 @@ from service.errors import Late
 from service.evidence import Estimate
 from service.models import Model
 from service.operations.errand import Errand, off_loop
+from service.operations.posterior import worked
 from service.operations.rows import admitted
 
 Doubles = NDArray[np.float64]
@@ -68,7 +68,7 @@ async def evidence_of(
         return await _plain(model, x, draws, seed, confidence, errand)
     bank = await model.bank(model.seed, model.draws)
     outputs = await errand.ask(model, "elbo", {"x": x}, bank)
-    bound = scoring.bound(outputs["log_likelihood"], outputs["kl"], bank)
+    bound = scoring.bound(outputs["log_likelihood"], scoring.kl(outputs), bank)
     posterior = await errand.ask(model, "encoder", {"x": x})
     parts = []
     step = max(1, AT_ONCE // (plan.last * plan.latent_size))
@@ -79,8 +79,8 @@ async def evidence_of(
         refuse_late(start - step, len(x) - step, loop.time(), began, errand)
         rows = slice(start, start + step)
         scale = np.exp(np.asarray(posterior["log_scale"][rows], np.float64))
-        work = evidence.steps(posterior["mean"][rows], scale, plan, confidence)
-        parts.append(await _work(model, x[rows], work, errand))
+        work = evidence.steps(posterior["mean"][rows], scale, plan, confidence, model.manifest.prior.moments)
+        parts.append(await worked(model, x[rows], work, errand))
     return Evidence(_together(parts), bound, seed, draws, confidence, independent=True)
 
 
@@ -92,30 +92,11 @@ def refuse_late(done: int, rows: int, now: float, began: float, errand: Errand) 
         raise Late(f"the deadline can't be met: {said}; send fewer rows or draws, or set X-Timeout-Ms", max(1.0, need))
 
 
-async def _work(model: Model, x: Array, work: Generator[Array, Array, Estimate], errand: Errand) -> Estimate:
-    """Go through an estimate's steps: its draws to the graph, the graph's answers back to it, off the event loop."""
-    joint: Array | None = None
-    while True:
-        z, done = await asyncio.to_thread(_step, work, joint)
-        if done is not None:
-            return done
-        found = await errand.ask(model, "joint", {"x": x, "z": z})
-        joint = found["log_likelihood"] + found["log_prior"]
-
-
-def _step(work: Generator[Array, Array, Estimate], joint: Array | None) -> tuple[Array, Estimate | None]:
-    """One step: draws, or the estimate. StopIteration can't leave a thread, so it is met here."""
-    try:
-        return (next(work) if joint is None else work.send(joint)), None
-    except StopIteration as done:
-        return np.empty(0), done.value
-
-
 async def _plain(model: Model, x: Array, draws: int, seed: int, confidence: float, errand: Errand) -> Evidence:
     """Too few calls to adapt with: one pass of a bank from q gives both numbers."""
     bank = await model.bank(seed, draws)
     outputs = await errand.ask(model, "elbo", {"x": x}, bank)
-    bound = scoring.bound(outputs["log_likelihood"], outputs["kl"], bank)
+    bound = scoring.bound(outputs["log_likelihood"], scoring.kl(outputs), bank)
     groups = bank.groups if len(bank.groups) < draws else 1
     weights = np.asarray(outputs["log_weight"], np.float64)
     found = await off_loop(weights.size, lambda: evidence.estimate(weights, groups, confidence))

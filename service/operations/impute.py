@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service import conditional, families, noise
+from service import conditional, evidence, families, noise
 from service.artifact import Array, Arrays, Manifest
 from service.errors import TooLarge
 from service.models import Model
-from service.operations.errand import PIECE, Errand, chunks, off_loop
+from service.operations.draws import encoded
+from service.operations.errand import PIECE, Errand, chunks
+from service.operations.posterior import pooled
 from service.operations.rows import admitted
 
 Doubles = NDArray[np.float64]
 
-POOL, PER_DRAW = 1024, 4  # draws from q that are weighed: at least so many, and so many for each that is asked for
+POOL, PER_DRAW = 1024, 4  # draws that are weighed: at least so many, and so many for each that is asked for
 MOST = 2 * PIECE  # numbers in the draws of one answer
 PICKING, DRAWING = 4, 5  # what a request's two generators are for
 
@@ -27,7 +29,7 @@ class Imputation:
     """Rows made whole: outputs (rows, *event) with E[x_missing|x_observed], imputations (rows, draws, *event).
 
     Values that were sent are in both as they were sent. effective_draws and pareto_k, (rows,), say what the pool of
-    draws from q(z|x_observed) is worth; reliable, whether its weights have a tail that so many draws can bear.
+    draws from p(z|x_observed) is worth; reliable, whether its weights have a tail that so many draws can bear.
     """
 
     outputs: Doubles
@@ -41,51 +43,51 @@ class Imputation:
 
 
 def pool(draws: int) -> int:
-    """How many draws from q(z|x_observed) are weighed for so many draws of what is missing.
+    """How many draws from a proposal fitted to p(z|x_observed) are weighed for so many draws of what is missing.
 
     >>> pool(16), pool(400)
     (1024, 1600)
     """
-    return max(POOL, PER_DRAW * draws)
+    return -(-max(POOL, PER_DRAW * draws) // evidence.GROUPS) * evidence.GROUPS
+
+
+def cost(draws: int) -> int:
+    """Decoder calls of a row: to fit a proposal, to weigh its draws, and to decode them."""
+    return evidence.pooling(pool(draws), 0, 1).draws + pool(draws)
 
 
 async def impute(model: Model, inputs: Array, *, draws: int = 16, seed: int = 0, errand: Errand) -> Imputation:
     """E[x_missing|x_observed] and draws from p(x_missing|x_observed), by sampling–importance–resampling.
 
-    A pool of draws z ~ q(z|x_observed), from the noise bank that a score of this seed has, is weighed by
-    p(x_observed, z)/q(z|x_observed). The expectation is over all of them; a draw is of x ~ p(x|z) at one of them,
+    A pool of draws z ~ g, a proposal fitted to each row as evidence does, by noise that a seed has for all rows, is
+    weighed by p(x_observed, z)/g(z). The expectation is over all of them; a draw is of x ~ p(x|z) at one of them,
     picked with the probability that it weighs. Picks and draws come from the request's generators, row by row.
     """
     x = await admitted(inputs, model.manifest)
     if (numbers := len(x) * draws * model.manifest.dimensions) > MOST:
         raise TooLarge(f"{numbers} numbers in all draws is over the limit of {MOST} numbers a request")
-    bank = await model.bank(seed, pool(draws))
-    weighed = await errand.ask(model, "elbo", {"x": x}, bank)
-    weights = await off_loop(len(x) * bank.draws, lambda: conditional.weigh(weighed["log_weight"]))
-    q = await errand.ask(model, "encoder", {"x": x})
+    plan = evidence.pooling(pool(draws), seed, model.manifest.latent_size)
+    q = await encoded(model, x, errand)
     generators = noise.generator(seed, PICKING), noise.generator(seed, DRAWING)
     outputs: Doubles = np.array(inputs, np.float64)
     imputations = np.repeat(outputs[:, None], draws, axis=1)
     holes = np.asarray(np.isnan(x), np.bool_)
-    for rows in chunks(len(x), bank.draws * model.manifest.dimensions * (1 + len(model.manifest.parameters))):
-        z = await off_loop(len(x) * bank.noise.size, lambda rows=rows: _latents(q, rows, bank))  # type: ignore[misc]
-        decoded = await errand.ask(model, "decoder", {"z": z})
-        mean, drawn = await asyncio.to_thread(
-            _made_whole, model.manifest, decoded, weights.each[rows], draws, generators
-        )
+    worth, k = np.empty(len(x)), np.empty(len(x))
+    for rows in chunks(len(x), plan.last * _width(model.manifest)):
+        drawn = await pooled(model, x[rows], q[rows], plan, errand)
+        weights = await asyncio.to_thread(conditional.weigh, drawn.log_weight)
+        worth[rows], k[rows] = weights.effective_draws, weights.pareto_k
+        decoded = await errand.ask(model, "decoder", {"z": drawn.z.reshape(-1, drawn.z.shape[-1])})
+        mean, drawn_x = await asyncio.to_thread(_made_whole, model.manifest, decoded, weights.each, draws, generators)
         outputs[rows] = np.where(holes[rows], mean, outputs[rows])
-        imputations[rows] = np.where(holes[rows][:, None], drawn, imputations[rows])
-    reliable = conditional.reliable(weights.pareto_k, bank.draws).tolist()
-    return Imputation(
-        outputs, imputations, weights.effective_draws, weights.pareto_k, reliable, seed, draws, bank.draws
-    )
+        imputations[rows] = np.where(holes[rows][:, None], drawn_x, imputations[rows])
+    reliable = conditional.reliable(k, plan.last).tolist()
+    return Imputation(outputs, imputations, worth, k, reliable, seed, draws, plan.last)
 
 
-def _latents(q: Arrays, rows: slice, bank: noise.Bank) -> Array:
-    """z = mean + scale·ε of some rows at every ε of the bank, as the elbo graph has them; (rows × draws, d)."""
-    mean, log_scale = q["mean"][rows], q["log_scale"][rows]
-    z = mean[:, None] + np.exp(log_scale)[:, None] * bank.noise
-    return np.ascontiguousarray(z.reshape(-1, mean.shape[1]), np.float32)
+def _width(manifest: Manifest) -> int:
+    """Numbers that are held at once for a draw: what is decoded, or what a proposal is fitted with."""
+    return max(manifest.dimensions * (1 + len(manifest.parameters)), 32 * manifest.latent_size)
 
 
 def _made_whole(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,16 +11,22 @@ import numpy as np
 from service import families, noise
 from service.artifact import Array, Arrays
 from service.models import Model
+from service.operations.draws import Normal, encoded, posterior, prior
 from service.operations.errand import Errand, chunks, off_loop
 from service.operations.rows import admit_latents, admitted
+
+CHOOSING = 6  # what the generator is for that chooses a mixture's components
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """q(z|x): mean and scale (rows, d), and latents (rows, draws, d) where draws were asked for."""
+    """q(z|x): mean and scale (rows, d), and latents (rows, draws, d) where draws were asked for.
+
+    No scale where q is a flow, and so no normal: its mean is one over a few draws, and its draws say the rest.
+    """
 
     mean: Array
-    scale: Array
+    scale: Array | None
     latents: Array | None
     seed: int
 
@@ -35,10 +42,11 @@ class Samples:
 
 async def encode(model: Model, inputs: Array, *, draws: int = 0, seed: int = 0, errand: Errand) -> Encoding:
     """The posterior of each row, and draws from it."""
-    mean, log_scale = await _posterior(model, await admitted(inputs, model.manifest), errand)
-    scale = np.exp(log_scale)
-    latents = await _draws(mean, scale, draws, seed) if draws else None
-    return Encoding(mean, scale, latents, seed)
+    x = await admitted(inputs, model.manifest)
+    q = await encoded(model, x, errand)
+    latents = await _drawn(model, x, q, draws, seed, errand) if draws else None
+    scale = None if model.manifest.prior.posterior == "flow" else np.exp(q.log_scale)
+    return Encoding(q.mean, scale, latents, seed)
 
 
 async def decode(model: Model, latents: Array, *, errand: Errand) -> Array:
@@ -64,10 +72,11 @@ async def decode_sample(model: Model, latents: Array, *, seed: int = 0, errand: 
 
 async def reconstruct(model: Model, inputs: Array, *, draws: int = 0, seed: int = 0, errand: Errand) -> Array:
     """E[x'|z] at the posterior mean, or averaged over draws from the posterior; (rows, *event)."""
-    mean, log_scale = await _posterior(model, await admitted(inputs, model.manifest), errand)
+    x = await admitted(inputs, model.manifest)
+    q = await encoded(model, x, errand)
     if draws == 0:
-        return (await errand.ask(model, "decoder", {"z": mean}))["mean"]
-    z = await _draws(mean, np.exp(log_scale), draws, seed)  # (rows, draws, d)
+        return (await errand.ask(model, "decoder", {"z": q.mean}))["mean"]
+    z = await _drawn(model, x, q, draws, seed, errand)  # (rows, draws, d)
     width = draws * model.manifest.dimensions
     parts = [await _mean_over_draws(model, z[rows], errand) for rows in chunks(len(z), width)]
     return np.concatenate(parts)
@@ -82,25 +91,20 @@ async def sample(
     output: Literal["mean", "sample"] = "mean",
     errand: Errand,
 ) -> Samples:
-    """Latents from the prior, their scale times the temperature, decoded. Without a seed one is drawn."""
+    """Latents from the prior, the scale of its noise times the temperature, decoded. Without a seed one is drawn."""
     seed = noise.fresh_seed() if seed is None else seed
-    z = noise.normals(seed, (count, model.manifest.latent_size)) * np.float32(temperature)
+    epsilon = noise.normals(seed, (count, model.manifest.latent_size)) * np.float32(temperature)
+    z = await prior(model, epsilon, noise.generator(seed, CHOOSING).random(count, dtype=np.float32), errand)
     if output == "sample":
         return Samples(await decode_sample(model, z, seed=seed, errand=errand), z, seed)
     return Samples(await decode(model, z, errand=errand), z, seed)
 
 
-async def _posterior(model: Model, x: Array, errand: Errand) -> tuple[Array, Array]:
-    outputs = await errand.ask(model, "encoder", {"x": x})
-    return outputs["mean"], outputs["log_scale"]
-
-
-async def _draws(mean: Array, scale: Array, draws: int, seed: int) -> Array:
-    """z = mean + scale·ε, (rows, draws, d), ε from the request's generator, row by row."""
-    rows, size = mean.shape
-    return await off_loop(
-        rows * draws * size, lambda: mean[:, None] + scale[:, None] * noise.normals(seed, (rows, draws, size))
-    )
+async def _drawn(model: Model, x: Array, q: Normal, draws: int, seed: int, errand: Errand) -> Array:
+    """Draws from the posterior, (rows, draws, d), by the request's generator, row by row."""
+    shape = (len(x), draws, model.manifest.latent_size)
+    epsilon = await off_loop(math.prod(shape), lambda: noise.normals(seed, shape))
+    return await posterior(model, x, q, epsilon, errand)
 
 
 async def _mean_over_draws(model: Model, z: Array, errand: Errand) -> Array:

@@ -54,9 +54,14 @@ def _plainly(inputs: Array, manifest: Manifest) -> Array | None:
     low, high = support.bounds
     low, high = max(low, -PLAIN), min(high, PLAIN)
     whole = inputs.dtype.kind == "f" and (support.kind == "levels" or manifest.event_dtype[0] in "iu")
+    bits = support.kind == "levels" and (low, high) == (0.0, 1.0)
     flat = inputs.reshape(-1)
     for start in range(0, flat.size, GLANCE):
         part = flat[start : start + GLANCE]
+        if bits:
+            if not ((part == 0) | (part == 1)).all():
+                return None
+            continue
         if not (part.min() >= low and part.max() <= high):  # false for NaN
             return None
         if whole and not _same(np.floor(part), part):
@@ -126,7 +131,22 @@ def _off_support(support: Support) -> str:
 
 def _named(manifest: Manifest, column: int) -> str:
     """Which column that is, where columns have names."""
-    return f" in the column {manifest.features[column].name}" if manifest.features else ""
+    if not manifest.features:
+        return ""
+    feature = manifest.features[column]
+    return f" in the column {feature.name}{_codes(feature.categories or ())}"
+
+
+def _codes(categories: tuple[str, ...], most: int = 8) -> str:
+    """What codes stand for.
+
+    >>> _codes(("red", "green"))
+    ', which stand for 0 red, 1 green'
+    """
+    if not categories:
+        return ""
+    more = f" and {len(categories) - most} more" if len(categories) > most else ""
+    return ", which stand for " + ", ".join(f"{i} {name}" for i, name in enumerate(categories[:most])) + more
 
 
 def admit_latents(latents: Array, manifest: Manifest) -> Array:

@@ -71,12 +71,14 @@ class Standing:
 class Explanation:
     """What a score is made of: feature_log_likelihood (rows, *event) and latent_kl (rows, d), in nats.
 
+    No latent_kl where the KL is sampled: it isn't a sum over the latents then.
+
     The deviations say how many scales of the calibration each lies from its centre, greater is stranger; None where
     the artifact isn't calibrated for this estimator.
     """
 
     feature_log_likelihood: Doubles
-    latent_kl: Doubles
+    latent_kl: Doubles | None
     feature_deviation: Doubles | None = None
     latent_deviation: Doubles | None = None
     feature_names: list[str] | None = None
@@ -303,27 +305,30 @@ async def _explain(model: Model, x: Array, by: Yardstick, errand: Errand) -> Exp
     columns = model.manifest.features
     names = [column.name for column in columns] if columns else None
     references = model.references
-    if references is None or not by.comparable or references.feature is None or references.latent is None:
+    if references is None or not by.comparable or references.feature is None:
         return Explanation(features, latents, feature_names=names)
     deviations = calibration.deviations(references.feature, features, "low")
+    unusual = None
+    if latents is not None and references.latent is not None:
+        unusual = calibration.deviations(references.latent, latents, "high")
     return Explanation(
         features,
         latents,
         np.where(np.isnan(x), np.nan, deviations),  # a missing value is not a strange one
-        calibration.deviations(references.latent, latents, "high"),
+        unusual,
         names,
     )
 
 
-async def terms(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles]:
-    """feature_log_likelihood (rows, *event) and latent_kl (rows, d); chunked, since the terms are large."""
+async def terms(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> tuple[Doubles, Doubles | None]:
+    """feature_log_likelihood (rows, *event) and latent_kl (rows, d), if any; chunked, since the terms are large."""
     features, latents = [], []
     for rows in chunks(len(x), bank.draws * model.manifest.dimensions):
         found = await errand.ask(model, "terms", {"x": x[rows]}, bank)
         drawn = found["feature_log_likelihood"]
         features.append(await asyncio.to_thread(_weigh, drawn, bank.weights))
-        latents.append(found["latent_kl"])
-    return np.concatenate(features), np.concatenate(latents)
+        latents += [found["latent_kl"]] if "latent_kl" in found else []
+    return np.concatenate(features), np.concatenate(latents) if latents else None
 
 
 def _weigh(values: Array, weights: Doubles) -> Doubles:

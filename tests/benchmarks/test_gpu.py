@@ -75,5 +75,5 @@ def test_the_subjects_are_as_large_as_they_say() -> None:
     conv = subjects.fitted_conv().vae
     assert subjects.flops(conv, (3, 64, 64)) == 35_569_664
     with torch.no_grad():
-        loc = conv.parameters_at(conv.posterior(torch.zeros(2, 3, 64, 64)).mean)["loc"]
+        loc = conv.parameters_at(conv.posterior(torch.zeros(2, 3, 64, 64)).moments()[0])["loc"]
     assert loc.shape == (2, 3 * 64 * 64)

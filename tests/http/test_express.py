@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from service.artifact import Array
+from service.http import front
+from service.http.express import Counter, Entry
 from tests.http.test_front import answers, connected, request
 from tests.kit import Gate, configured, digits, listening, wait_until
 
@@ -349,3 +355,114 @@ def test_rows_are_shown_to_the_watch_once(served: tuple[str, FastAPI], fields: d
 def watched(address: str) -> int:
     """Rows that the watch for drift has seen."""
     return int(httpx.get(f"{address}/v1/models/tiny").json()["drift"]["rows"])
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The bodies that took the express; all the time in the world for them to come in pieces."""
+    found: list[bytes] = []
+    whole = Counter.add
+
+    def add(counter: Counter, entry: Entry) -> None:
+        found.append(entry.body)
+        whole(counter, entry)
+
+    monkeypatch.setattr(Counter, "add", add)
+    monkeypatch.setattr(front, "GATHERING", 60.0)
+    return found
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2000, 3999])
+def test_a_body_may_come_after_its_head(served: tuple[str, FastAPI], added: list[bytes], cut: int) -> None:
+    """As many clients send it: in a piece of its own, or in several; and what follows it is met after it."""
+    address, app = served
+    body, after = score(1), score(2)
+    wanted = [alone(address, one) for one in (body, after)]
+    with connected(address) as caller:
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        caller.sendall(request(score(0)))
+        answers(caller, 1)
+        del added[:]
+        asked = request(body)
+        caller.sendall(asked[: len(asked) - len(body) + cut])
+        wait_until(lambda: app.state.door.inside == 1)
+        assert added == []
+        caller.sendall(body[cut:] + request(after))
+        assert [(status, text) for status, _, text in answers(caller, 2)] == wanted
+    assert added == [body, after]
+
+
+def test_a_body_that_takes_its_time_is_met_without_the_express(
+    served: tuple[str, FastAPI], added: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits in the express for long that isn't whole; its deadline runs from its head."""
+    address, app = served
+    body, late = score(1), threading.Event()
+    wanted = alone(address, body)
+    ungather = front.Connection._ungather
+
+    def told(each: front.Connection) -> None:
+        ungather(each)
+        late.set()
+
+    monkeypatch.setattr(front.Connection, "_ungather", told)
+    with connected(address) as caller:
+        caller.sendall(request(score(0)))
+        answers(caller, 1)
+        del added[:]
+        monkeypatch.setattr(front, "GATHERING", 0.0)
+        asked = request(body)
+        caller.sendall(asked[:-100])
+        assert late.wait(20)
+        caller.sendall(asked[-100:])
+        status, _, text = answers(caller, 1)[0]
+        assert (status, text) == wanted
+        assert added == []
+        late.clear()
+        caller.sendall(asked[:-100])
+        assert late.wait(20)
+    wait_until(lambda: app.state.door.inside == 0)  # who leaves before it is whole is counted out
+
+
+def test_who_leaves_before_the_body_is_whole_is_counted_out(served: tuple[str, FastAPI], added: list[bytes]) -> None:
+    """And nothing of it is ever read."""
+    address, app = served
+    with connected(address) as caller:
+        caller.sendall(request(score(0)))
+        answers(caller, 1)
+        del added[:]
+        caller.sendall(request(score(1))[:-100])
+        wait_until(lambda: app.state.door.inside == 1)
+    wait_until(lambda: app.state.door.inside == 0)
+    assert added == []
+
+
+@dataclass
+class Faulty(Gate):
+    """A gate that some calls fail at."""
+
+    broken: bool = False
+
+    def passes(self, graph: str, rows: Array) -> None:
+        """Fail if it is broken."""
+        if self.broken:
+            raise RuntimeError("broken")
+        super().passes(graph, rows)
+
+
+def test_an_engine_that_fails_on_the_loop_is_met_step_by_step(small: Path) -> None:
+    """What is computed at once and fails is computed again, alone, and then refused with a reference."""
+    faulty = Faulty()
+    with listening(configured(small, inline_us=1000), opener=faulty.opener) as (address, app):
+        with connected(address) as caller:
+            caller.sendall(request(score(0)))
+            assert answers(caller, 1)[0][0] == 200
+            faulty.broken = True
+            caller.sendall(request(score(1)))
+            status, _, text = answers(caller, 1)[0]
+            assert status == 500
+            assert b"reference is" in text
+            faulty.broken = False
+            caller.sendall(request(score(0)))
+            assert answers(caller, 1)[0][0] == 200
+        wait_until(lambda: app.state.door.inside == 0)

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,3 +238,44 @@ def test_a_deadline_holds_at_the_front(small: Path, inline: int) -> None:
     with listening(configured(small, inline_us=inline)) as (address, _):
         found = httpx.post(f"{address}/v1/models/tiny/score", content=body, headers={"x-timeout-ms": "20000"})
         assert found.status_code == 200
+
+
+@pytest.mark.parametrize("spaces", range(4))
+def test_tensors_behind_json_are_read_wherever_they_lie(served: tuple[str, FastAPI], spaces: int) -> None:
+    """A large body comes in many pieces, which are put together once; and what follows it is met after it."""
+    address, app = served
+    x = np.resize(digits(300), (1200, 8, 8)).astype("<f4")
+    tensor = {"name": "inputs", "shape": x.shape, "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+    outputs = [{"name": "elbo", "parameters": {"binary_data": True}}]
+    head = json.dumps({"parameters": {"draws": 1}, "inputs": [tensor], "outputs": outputs}).encode() + b" " * spaces
+    named = {"content_type": "application/octet-stream", "inference_header_content_length": str(len(head))}
+    asked = request(head + x.tobytes(), **named).replace(b"/v1/models/tiny/score", b"/v2/models/tiny/infer")
+    small = request(json.dumps({"inputs": X.tolist(), "draws": 1}).encode())
+    with connected(address) as caller:
+        caller.sendall(small)
+        wanted = answers(caller, 1)[0][2]
+        for rest in (b"", small, asked):
+            sender = threading.Thread(target=caller.sendall, args=(asked + rest,))
+            sender.start()
+            (status, headers, body), *after = answers(caller, 1 + bool(rest))
+            assert status == 200
+            elbo = np.frombuffer(body, "<f8", offset=int(headers["inference-header-content-length"]))
+            alone = httpx.post(f"{address}/v1/models/tiny/score", json={"inputs": x.tolist(), "draws": 1}, timeout=60)
+            assert elbo.tolist() == alone.json()["elbo"]
+            assert [text for _, _, text in after] == [wanted if rest == small else body] * len(after)
+            sender.join()
+    wait_until(lambda: app.state.door.inside == 0)
+
+
+@pytest.mark.parametrize("length", ["", "x", "0", "-8", "99999999", "123456789012345"])
+def test_a_length_that_is_wrong_is_told_as_it_was_sent(served: tuple[str, FastAPI], length: str) -> None:
+    """Nothing is aligned for a header that makes no sense."""
+    address, _ = served
+    body = b"{}" + b" " * 100_000
+    asked = request(body, inference_header_content_length=length, content_type="application/octet-stream")
+    with connected(address) as caller:
+        caller.sendall(asked.replace(b"/v1/models/tiny/score", b"/v2/models/tiny/infer"))
+        status, _, text = answers(caller, 1)[0]
+    assert status == 400
+    if length.isdigit() and length != "0":
+        assert length in json.loads(text)["error"]

@@ -287,7 +287,7 @@ async def test_impute_has_its_limits(holed_house: House, monkeypatch: pytest.Mon
 
 
 async def test_conditionals_come_with_a_diagnostic(holed_house: House) -> None:
-    """One number a feature and its k̂; null where draws are too few to tell, and 0 where nothing was sent."""
+    """One number a feature and its k̂, however few the score's draws; 0 where nothing was sent."""
     values = rows(4)
     found = await answer(holed_house, "score", values, draws=64, conditionals=True)
     assert found["feature_conditional"].shape == found["feature_conditional_k"].shape == values.shape
@@ -296,7 +296,7 @@ async def test_conditionals_come_with_a_diagnostic(holed_house: House) -> None:
     assert np.isfinite(found["feature_conditional_k"]).all()
     few = await holed_house.answer("tiny/score", {"inputs": rows(4)[:1].tolist(), "conditionals": True})
     assert np.isfinite(few["feature_conditional"]).all()
-    assert few["feature_conditional_k"] == [[[None] * 8] * 8]
+    assert np.isfinite(few["feature_conditional_k"]).all()
     assert "feature_conditional" not in await holed_house.answer("tiny/score", {"inputs": rows(4)[:1].tolist()})
 
 

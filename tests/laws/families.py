@@ -22,6 +22,7 @@ from training.likelihoods import (
     Ordinal,
     Parameters,
     Poisson,
+    QuantileNormal,
     StudentT,
     ZeroInflatedNegativeBinomial,
 )
@@ -50,7 +51,7 @@ class Case:
 
     def draws(self, count: int, seed: int) -> Doubles:
         """Draws of torch's."""
-        shared = {"scale", "df", "concentration", "cutpoints"}
+        shared = {"scale", "df", "concentration", "cutpoints", "knots"}
         each = {
             name: value if name in shared else value.expand(count, *value.shape[1:])
             for name, value in self.parameters.items()
@@ -84,16 +85,41 @@ class Case:
         return to_x(edges), np.asarray((integrand * weights * half).sum(1))
 
 
-def coordinate(case: Case) -> tuple[Callable[[Doubles], Doubles], Callable[[Doubles], Doubles], tuple[float, float]]:
+Coordinate = tuple[Callable[[Doubles], Doubles], Callable[[Doubles], Doubles], tuple[float, float]]
+
+
+def coordinate(case: Case) -> Coordinate:
     """x of t, dx/dt, and the ends of t, for a family with a density."""
     if case.likelihood.support.kind == "unit":
         return lambda t: t, np.ones_like, (0.0, 1.0)
     loc, scale = (float(case.parameters[name].reshape(-1)[0]) for name in ("loc", "scale"))
     if case.likelihood.support.kind == "positive":
         return np.exp, np.exp, (loc - 14 * scale, loc + 14 * scale)
+    if isinstance(case.likelihood, QuantileNormal):
+        return bent(case.parameters["knots"].reshape(-1).numpy(), loc, scale)
     if isinstance(case.likelihood, Normal):
         return lambda t: loc + scale * t, lambda t: np.full_like(t, scale), (-14.0, 14.0)
     return lambda t: loc + scale * np.sinh(t), lambda t: scale * np.cosh(t), (-20.0, 20.0)  # its tails are powers
+
+
+def bent(knots: Doubles, loc: float, scale: float) -> Coordinate:
+    """Through the knots: 400 pieces of t, at whose ends the density's jumps must lie, so each knot is at a whole t."""
+    pieces = len(knots) - 1
+    places = np.linspace(-2.5, 2.5, len(knots))
+    ends = loc - 14 * scale, loc + 14 * scale
+    low, high = min(ends[0], -2.6), max(ends[1], 2.6)
+    inner = (400 - 100) // pieces * pieces  # 50 pieces and more on either side
+    left = (400 - inner) // 2
+    knot_t = np.concatenate(([0], left + np.arange(pieces + 1) * (inner // pieces), [400.0]))
+    slopes = np.diff(knots) / np.diff(places)
+    outer = [knots[0] + slopes[0] * (low - places[0]), *knots, knots[-1] + slopes[-1] * (high - places[-1])]
+    x = np.array(outer)
+
+    def slope(t: Doubles) -> Doubles:
+        piece = np.clip(np.searchsorted(knot_t, t, side="right") - 1, 0, len(knot_t) - 2)
+        return np.asarray((np.diff(x) / np.diff(knot_t))[piece])
+
+    return lambda t: np.interp(t, knot_t, x), slope, (0.0, 400.0)
 
 
 def one(**values: float | list[float]) -> Parameters:
@@ -105,6 +131,9 @@ ROWS = np.array([[1.0], [2.0], [4.0]])  # what a likelihood is built on, where i
 LEVELS = (-1.0, 2.0, 0.5)
 CODES = np.array([[-1.0], [0.0], [2.0]])
 
+KNOTS = [-3.0, -2.9, -2.5, -1.0, 0.0, 0.2, 0.3, 0.31, 2.0, 50.0, 60.0]
+QUANTILE = QuantileNormal(np.array(KNOTS)[:, None], knots=len(KNOTS))
+QUANTILE.lay(torch.tensor([KNOTS], dtype=torch.float64))
 NORMAL, STUDENT, LOGNORMAL = Normal(ROWS), StudentT(ROWS), LogNormal(ROWS)
 POISSON, BINOMIAL, INFLATED = Poisson(ROWS), NegativeBinomial(ROWS), ZeroInflatedNegativeBinomial(ROWS)
 CATEGORICAL, ORDINAL = Categorical(LEVELS), Ordinal(LEVELS, CODES)
@@ -121,6 +150,9 @@ CASES: dict[str, Case] = {
     "student t, nearly normal": Case(STUDENT, one(loc=1e3, scale=30.0, df=190.0)),
     "lognormal": Case(LOGNORMAL, one(loc=0.5, scale=0.8)),
     "lognormal, wide": Case(LOGNORMAL, one(loc=-3.0, scale=2.0)),
+    "quantile normal": Case(QUANTILE, one(loc=0.3, scale=0.8, knots=KNOTS)),
+    "quantile normal, within a piece": Case(QUANTILE, one(loc=-0.9, scale=0.05, knots=KNOTS)),
+    "quantile normal, past the last knot": Case(QUANTILE, one(loc=4.0, scale=0.7, knots=KNOTS)),
     "poisson, small": Case(POISSON, one(rate=0.03), (0, 30)),
     "poisson": Case(POISSON, one(rate=7.5), (0, 100)),
     "poisson, large": Case(POISSON, one(rate=2e4), (18_500, 21_500)),

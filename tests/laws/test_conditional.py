@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks.linear import Linear, made
+from benchmarks.linear import Linear, made, write
 from service import conditional, noise
 from service.conditional import Doubles
+from service.evidence import tails
+from tests.kit import configured, open_house
 
 
 def exact(model: Linear, x: Doubles) -> Doubles:
@@ -49,6 +53,21 @@ def test_where_draws_are_few_or_q_is_wrong_k_says_so() -> None:
     assert error[k < 0.7].max(initial=0.0) < 0.5
     _, few = conditional.left_out(*drawn(model, x, 16))
     assert np.isnan(few).all()
+
+
+@pytest.mark.anyio
+async def test_a_score_is_not_held_to_its_q(tmp_path: Path) -> None:
+    """With the same q, and 16 draws for the bound, what is served is exact: its draws are of a fitted proposal."""
+    model = made(4, D=16, stretch=0.5)
+    write(model, tmp_path, "narrow")
+    x = model.sample(12, 1)
+    async with open_house(configured(tmp_path)) as house:
+        found = await house.answer("narrow/score", {"inputs": x.tolist(), "conditionals": True})
+    k = np.array(found["feature_conditional_k"])
+    assert np.mean(k < tails.threshold(1024)) > 0.95
+    off = np.abs(np.array(found["feature_conditional"]) - exact(model, x))[k < tails.threshold(1024)]
+    assert np.quantile(off, 0.95) < 0.05
+    assert off.max() < 0.5
 
 
 def test_with_equal_terms_nothing_depends_on_the_feature() -> None:

@@ -20,7 +20,8 @@ from service.models import Model
 from tests.kit import COMMITTED
 from training import graphs
 from training.likelihoods import Likelihood
-from training.networks import Decoder, DiagonalNormal, Encoder
+from training.networks import Decoder, Encoder
+from training.posteriors import DiagonalNormal
 from training.vae import VAE
 
 Doubles = NDArray[np.float64]
@@ -187,20 +188,19 @@ class Stage:
     manifest: Manifest
     vae: VAE
 
-    async def bank(self, seed: int, draws: int) -> noise.Bank:
-        """The noise of a seed."""
-        return noise.bank(seed, draws, self.manifest.latent_size)
-
-    async def ask(self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, deadline: float) -> Answer:
-        """What a graph answers."""
+    async def ask(
+        self, graph: str, rows: Arrays, *, bank: noise.Bank | None = None, own: bool = False, deadline: float
+    ) -> Answer:
+        """What a graph answers; of those that impute asks none takes a bank."""
         assert deadline > 0
+        assert bank is None
+        assert not own
         if graph == "decoder":
             loc = self.vae.parameters_at(torch.from_numpy(rows["z"]).double())["loc"].numpy()
             return Answer({"mean": loc, "loc": loc, "scale": np.full_like(loc, SPREAD)}, 0.0, 0.0)
-        module = {"encoder": graphs.EncoderGraph, "elbo": graphs.ElboGraph}[graph](self.vae)
-        feeds = [*rows.values(), *([bank.noise.astype(np.float64)] if bank else [])]
-        outputs = module(*(torch.from_numpy(np.asarray(value)) for value in feeds))
-        named = ("mean", "log_scale") if graph == "encoder" else ("log_likelihood", "log_weight", "kl")
+        module = {"encoder": graphs.EncoderGraph, "joint": graphs.JointGraph}[graph](self.vae)
+        outputs = module(*(torch.from_numpy(np.asarray(value)).double() for value in rows.values()))
+        named = ("mean", "log_scale") if graph == "encoder" else ("log_likelihood", "log_prior")
         return Answer(dict(zip(named, (output.numpy() for output in outputs), strict=True)), 0.0, 0.0)
 
 
@@ -232,7 +232,7 @@ async def test_what_is_imputed_is_the_expectation_given_what_is_there(d: int) ->
 @pytest.mark.anyio
 async def test_imputations_are_draws_from_the_conditional() -> None:
     """Standardised by the exact mean and spread of p(x_j|x_observed) they are standard normal (Kolmogorov–Smirnov)."""
-    truth, vae, x = case(2, rows=600)
+    truth, vae, x = case(2, rows=400)
     found = await imputed(vae, x, 2, draws=3, seed=1)
     seen = np.broadcast_to(~np.isnan(x)[:, None], found.imputations.shape)
     assert np.array_equal(found.imputations[seen], np.broadcast_to(x[:, None], seen.shape)[seen])
@@ -240,15 +240,14 @@ async def test_imputations_are_draws_from_the_conditional() -> None:
     for row, draws in zip(x, found.imputations, strict=True):
         mean, spread = truth.given(row)
         places += ((draws[:, np.isnan(row)] - mean) / spread)[:, :1].ravel().tolist()  # of each row one feature
-    assert len(places) > 1000
+    assert len(places) > 800
     assert stats.kstest(places, "norm").pvalue > 1e-3
 
 
 @pytest.mark.anyio
-async def test_a_posterior_too_narrow_is_told_by_its_tail() -> None:
-    """With a quarter of the scale the weights' tail is heavy: it isn't relied on, and the pool is worth few draws."""
+async def test_a_posterior_too_narrow_is_made_up_for() -> None:
+    """Of a q of a quarter of its scale few draws would be worth anything; of the fitted proposal's pool most are."""
     good, bad = [(await imputed(case(3, stretch=stretch)[1], case(3)[2], 3)) for stretch in (1.0, 0.25)]
-    assert np.median(good.pareto_k) < 0.6
-    assert np.mean(good.reliable) > 0.5
-    assert np.mean(bad.reliable) < 0.1
-    assert np.median(bad.effective_draws) < 0.2 * np.median(good.effective_draws)
+    for found in (good, bad):
+        assert np.all(found.reliable)
+        assert np.min(found.effective_draws) > 0.5 * found.pool

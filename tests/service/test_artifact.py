@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,30 @@ def test_a_missing_file_and_a_link_are_refused(folder: Path) -> None:
         artifact.read(folder)
     (folder / "terms.onnx").symlink_to(folder.parent / "elsewhere")
     with pytest.raises(ArtifactRefused, match=r"terms\.onnx is listed"):
+        artifact.read(folder)
+
+
+@pytest.mark.parametrize(("listed", "reason"), [(None, "3000000000 bytes, not"), (3 * 10**9, "at most 2,147,483,647")])
+def test_a_file_out_of_all_proportion_is_refused_unread(folder: Path, listed: int | None, reason: str) -> None:
+    """By its size, whatever the manifest says of it."""
+    with (folder / "terms.onnx").open("r+b") as stream:
+        stream.truncate(3 * 10**9)  # a hole: it takes no room on the disk
+    if listed:
+        edit(folder, lambda m: m["files"]["terms.onnx"].update(bytes=listed))
+    with pytest.raises(ArtifactRefused, match=rf"terms\.onnx .*{reason}"):
+        artifact.read(folder)
+
+
+def test_arrays_that_unpack_to_gigabytes_are_refused(folder: Path) -> None:
+    """By what the archive says of itself, before anything is unpacked."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("encoder.x.npy", b"")
+        packed.infolist()[0].file_size = 3 * 10**9
+    (folder / "golden.npz").write_bytes(stream.getvalue())
+    listed = artifact.describe(folder / "golden.npz").model_dump()
+    edit(folder, lambda m: m["files"].update({"golden.npz": listed}))
+    with pytest.raises(ArtifactRefused, match=r"golden\.npz unpacks to 3,000,000,000 bytes"):
         artifact.read(folder)
 
 

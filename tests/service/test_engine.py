@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from service import artifact, engine
 from service.artifact import Arrays, Artifact
-from service.engine import opening
+from service.engine import opening, sessions
 from service.errors import ArtifactRefused, DeviceUnavailable, EngineFailed
 
 ROOT = Path(__file__).parents[2]
@@ -75,42 +76,150 @@ def field(number: int, content: bytes | int) -> bytes:
 
 
 TENSOR = field(1, 1) + field(2, 1) + field(8, b"w")  # dims, data_type, name
-ELSEWHERE = TENSOR + field(13, field(1, b"location") + field(2, b"weights.bin")) + field(14, 1)
+
+
+def elsewhere(location: str, **more: str) -> bytes:
+    """A tensor that says it lies in another file."""
+    pairs = {"location": location, **more}
+    return TENSOR + b"".join(field(13, field(1, k.encode()) + field(2, v.encode())) for k, v in pairs.items())
+
+
+ELSEWHERE = elsewhere("weights.bin", length="4") + field(14, 1)
 NODE = field(4, b"Constant")
+OUTSIDE = "keeps tensors in other files"
+BRANCHES = r"has control flow \(Loop, Scan or If\)"
+
+
+def whole(*values: int, name: str = "s") -> bytes:
+    """An initialiser of whole numbers, as a field of a graph."""
+    listed = b"".join(value.to_bytes(8, "little", signed=True) for value in values)
+    return field(5, field(1, len(values)) + field(2, 7) + field(8, name.encode()) + field(9, listed))
+
+
+def sized(*dims: int, name: str) -> bytes:
+    """An initialiser of zeros, as a field of a graph: all of it is there."""
+    axes = b"".join(field(1, dim) for dim in dims)
+    return field(5, axes + field(2, 1) + field(8, name.encode()) + field(9, bytes(4 * int(np.prod(dims)))))
+
+
+def node(op: str, inputs: str, output: str, more: bytes = b"") -> bytes:
+    """A node, as a field of a graph."""
+    names = b"".join(field(1, name.encode()) for name in inputs.split())
+    return field(1, names + field(2, output.encode()) + field(4, op.encode()) + more)
 
 
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (field(7, field(5, ELSEWHERE)), "keeps tensors in other files"),
-        (field(7, field(5, TENSOR + field(14, 1))), "keeps tensors in other files"),
-        (field(7, field(15, field(1, ELSEWHERE))), "keeps tensors in other files"),
-        (field(7, field(1, NODE + field(5, field(5, ELSEWHERE)))), "keeps tensors in other files"),
-        (field(7, field(1, NODE + field(5, field(6, field(5, ELSEWHERE))))), "keeps tensors in other files"),
-        (field(25, field(7, NODE + field(5, field(10, ELSEWHERE)))), "keeps tensors in other files"),
-        (field(20, field(1, field(5, ELSEWHERE))), "keeps tensors in other files"),
-        (field(8, field(1, b"my.domain") + field(2, 1)), "needs operators outside the standard domain"),
+        (field(7, field(5, ELSEWHERE)), OUTSIDE),
+        (field(7, field(5, TENSOR + field(14, 1))), OUTSIDE),
+        (field(7, field(5, elsewhere("/etc/passwd"))), f"{OUTSIDE}: '/etc/passwd', and the manifest lists no weights"),
+        (field(7, field(5, elsewhere("../../other/1/elbo.onnx"))), rf"{OUTSIDE}: '\.\./\.\./other"),
+        (field(7, field(15, field(1, ELSEWHERE))), "keeps (sparse )?tensors"),
+        (field(7, field(1, NODE + field(5, field(5, ELSEWHERE)))), OUTSIDE),
+        (field(20, field(1, field(5, ELSEWHERE))), OUTSIDE),
+        (field(7, field(15, b"")), "keeps sparse tensors"),
+        (field(7, field(1, NODE + field(5, field(22, b"")))), "keeps sparse tensors"),
+        (field(8, field(1, b"my.domain") + field(2, 1)), "needs operators outside the standard domain: 'my.domain'"),
+        (field(7, node("Gelu", "x", "y", field(7, b"com.microsoft"))), "needs operators .*: 'com.microsoft'"),
+        (field(7, node("Loop", "", "y", field(5, field(6, b"")))), BRANCHES),
+        (field(7, node("Scan", "x", "y", field(5, field(11, b"")))), BRANCHES),
+        (field(7, node("If", "x", "y", field(5, field(6, b"")))), BRANCHES),
+        (field(25, field(7, NODE)), "defines functions of its own; inline them"),
+        (field(7, node("RandomNormalLike", "x", "y")), "draws random numbers of its own"),
+        (field(7, field(5, field(1, 10**9) + field(2, 1))), "declares a tensor of 1,000,000,000 elements"),
+        (field(7, field(5, field(1, 2**63) + field(2, 1))), "declares a tensor of a negative size"),
+        (field(7, field(5, field(1, 1) * 65)), "declares a tensor of .* more than 64 axes"),
+        (field(7, whole(1) + whole(2)), "has two tensors of one name: 's'"),
+        (
+            field(7, field(11, field(2, field(1, field(2, field(1, field(1, 10**9))))))),
+            "declares a value of 1,000,000,000",
+        ),
+        (field(7, whole(10**9) + node("ConstantOfShape", "s", "y")), r"asks for a tensor of 1,000,000,000 .*OfShape"),
+        (field(7, whole(1, 10**9) + node("Expand", "x s", "y")), "asks for a tensor of 1,000,000,000"),
+        (
+            field(
+                7,
+                whole(40_000)
+                + whole(40_000, name="t")
+                + node("Concat", "s t", "u")
+                + node("Cast", "u", "v")
+                + node("ConstantOfShape", "v", "y"),
+            ),
+            "asks for a tensor of 1,600,000,000 elements",
+        ),
+        (
+            field(7, whole(9) + node("Pow", "s s", "t") + node("ConstantOfShape", "t", "y")),
+            r"asks for a tensor of more than 10\^18",
+        ),
+        (
+            field(7, sized(40_000, 1, name="a") + sized(1, 40_000, name="b") + node("Mul", "a b", "y")),
+            r"makes 1,600,000,000 elements of its constants \(Mul\)",
+        ),
+        (
+            field(7, sized(40_000, 1, name="a") + sized(1, 40_000, name="b") + node("MatMul", "a b", "y")),
+            r"makes 1,600,000,000 elements of its constants \(MatMul\)",
+        ),
+        (
+            field(7, whole(2**27) + b"".join(node("ConstantOfShape", "s", f"y{i}") for i in range(3))),
+            "makes 402,653,184 elements of its constants",
+        ),
+        (field(7, b"\x30\x00" * 1_000_001), "is made of more than 1,000,000 parts"),
         (b"\x3a\xff", "is not a graph"),
         (b"\x80" * 12, "is not a graph"),
         (b"\x0b", "is not a graph"),
     ],
 )
-def test_a_graph_that_is_more_than_its_file_is_refused(
-    tiny: Artifact, tmp_path: Path, more: bytes, reason: str
+def test_a_graph_that_could_harm_who_opens_it_is_refused(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: bytes, reason: str
 ) -> None:
-    """External data and custom domains, wherever they hide, are found before the runtime looks for them."""
+    """Other files, custom domains, control flow, and sizes out of all proportion: found before the runtime looks."""
     content = tiny.graph("elbo")
     assert engine.onnx_fault(content) is None
+    found = swapped(tiny, tmp_path, "elbo", content + more)
+    opened = []
+    monkeypatch.setattr(ort, "InferenceSession", lambda given, *_, **__: opened.append(given))
     with pytest.raises(ArtifactRefused, match=rf"elbo\.onnx {reason}"):
-        engine.open_engine(swapped(tiny, tmp_path, "elbo", content + more))
+        sessions.open_session(found.manifest.graphs["elbo"], found.graph("elbo"))
+    assert not opened
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "exported_models").iterdir())])
+def test_what_we_export_is_none_of_that(name: str) -> None:
+    """Every committed graph passes, with all its nodes seen."""
+    found = artifact.read(ROOT / "exported_models" / name / "1")
+    for graph in found.manifest.graphs:
+        seen = engine.look(found.graph(graph))
+        assert len(seen.nodes) > 5
+        assert set(found.manifest.graphs[graph].outputs) <= {name for node in seen.nodes for name in node.outputs}
 
 
 def test_a_graph_nested_without_end_costs_no_stack() -> None:
-    """Graphs within graphs, thousands deep, are walked like any other; what lies at the bottom is found."""
+    """Graphs within graphs, thousands deep, are walked like any other."""
     graph = field(5, ELSEWHERE)
     for _ in range(3000):
         graph = field(1, field(5, field(6, graph)))
-    assert engine.onnx_fault(field(7, graph)) == "keeps tensors in other files"
+    assert "control flow" in (engine.onnx_fault(field(7, graph)) or "")
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ({"location": "weights.bin", "offset": "60", "length": "4"}, None),
+        ({"location": "weights.bin", "offset": "61", "length": "4"}, "takes bytes 61 to 65 of the 64 in weights.bin"),
+        ({"location": "weights.bin", "offset": "-4", "length": "4"}, "takes bytes -4 to 0 of the 64"),
+        ({"location": "weights.bin", "offset": "0", "length": "8"}, "for 1 elements"),
+        ({"location": "weights.bin", "offset": "zero", "length": "4"}, "is not a graph"),
+        ({"location": "./weights.bin", "length": "4"}, r"'\./weights\.bin'; tensors may lie in weights\.bin beside it"),
+        ({"location": "../1/weights.bin", "length": "4"}, r"'\.\./1/weights\.bin'"),
+        ({"location": "/dev/zero", "length": "4"}, "'/dev/zero'"),
+        ({"location": "elbo.onnx", "length": "4"}, "'elbo.onnx'"),
+    ],
+)
+def test_tensors_may_lie_in_the_artifacts_one_file_of_weights(place: dict[str, str], reason: str | None) -> None:
+    """And there only where they are, whole."""
+    fault = engine.onnx_fault(field(7, field(5, elsewhere(**place))), weights=64)
+    assert (fault is None) if reason is None else re.search(reason, fault or "")
 
 
 def test_a_file_that_is_no_graph_is_refused(tiny: Artifact, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ async def test_explanations_sum_to_the_score(name: str) -> None:
         found = await operations.score(model, rows, explain=True, errand=Errand())
     terms = found.explanation
     assert terms is not None
+    assert terms.latent_kl is not None
     for parts, whole in ((terms.feature_log_likelihood, found.bound.log_likelihood), (terms.latent_kl, found.bound.kl)):
         flat = parts.reshape(len(rows), -1)
         assert (np.abs(flat.sum(-1) - whole) <= 5e-6 * np.maximum(1, np.abs(flat).sum(-1))).all()

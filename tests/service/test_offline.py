@@ -67,6 +67,7 @@ def _scored(folder: Path, model: str, rows: Array, *options: str) -> Arrays:
         ("mnist", {"explain": ""}),
         ("tiny", {"fdr": "0.01", "correction": "simes", "confidence": "0.8"}),
         ("breast-cancer", {}),
+        ("breast-cancer", {"conditionals": ""}),
     ],
 )
 async def test_the_numbers_are_those_of_http(house: House, tmp_path: Path, model: str, options: dict[str, str]) -> None:

@@ -110,3 +110,20 @@ def test_repeated_rows_of_a_file_are_taken_once(tmp_path: Path) -> None:
     np.save(path, np.ones((40, 2)))
     with pytest.raises(Unusable, match="1 different"):
         data.load(wanted)
+
+
+def test_digits_drawn_in_black_and_white_are_other_ones_in_every_epoch() -> None:
+    """A pixel is 1 as often as its level says; held-out rows are drawn once, and fitted ones anew by the epoch."""
+    drawn = data.load(config.Mnist(name="mnist", binarise="drawn"))
+    assert tuple(len(drawn.splits[name]) for name in SPLITS) == (3000, 500, 1000, 500)
+    assert set(np.unique(drawn.splits["test"])) == {0, 1}
+    assert drawn.support.highest == 1
+    epochs = [drawn.drawn(np.random.default_rng([0, epoch])) for epoch in (0, 1, 1)]
+    assert (epochs[1] == epochs[2]).all()
+    assert (epochs[0] != epochs[1]).mean() > 0.02
+    chances = drawn.chances
+    assert chances is not None
+    for rows in (*epochs[:2], drawn.splits["fit"]):
+        assert abs((rows - chances).sum()) < 5 * np.sqrt((chances * (1 - chances)).sum())
+        assert (rows[chances == 0] == 0).all()
+        assert (rows[chances == 1] == 1).all()

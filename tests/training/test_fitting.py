@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +35,7 @@ def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     whole = fit.fit(run, tmp_path / "whole")
     step = fit.Module.training_step
 
-    def killed(module: fit.Module, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+    def killed(module: fit.Module, batch: tuple[torch.Tensor], index: int) -> torch.Tensor:
         if module.current_epoch == 2 and index == 5:
             raise SystemExit("killed")
         return step(module, batch, index)
@@ -44,6 +47,57 @@ def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     resumed = fit.fit(run, tmp_path / "killed", resume=True)
     assert resumed.figures == whole.figures
     before, after = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Path]:
+    """Four epochs of `tiny` that nobody interrupted, and their folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return fit.fit(short(4), folder), folder
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from training import config, fit
+
+torch.set_num_threads(1)
+run, folder, where, count = config.read(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+step, save = fit.Module.training_step, torch.save
+
+def stepped(module, batch, index):
+    if where == "step" and module.global_step == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(module, batch, index)
+
+def saved(values, file):
+    global count
+    if where == "save" and (count := count - 1) < 0:
+        file.write(b"half a checkpoint")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(values, file)
+
+fit.Module.training_step, torch.save = stepped, saved
+fit.fit(run, folder)
+"""
+
+
+@pytest.mark.parametrize(("where", "count"), [("step", 23), ("save", 2), ("save", 3)])
+def test_a_process_that_was_killed_at_any_step_is_gone_on_from(
+    where: str, count: int, whole: tuple[Fitted, Path], tmp_path: Path
+) -> None:
+    """SIGKILL within an epoch, or with half a checkpoint written: resumed, it ends where it would have, to the bit."""
+    path = tmp_path / "run.yaml"
+    path.write_text(config.write(short(4)))
+    command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "killed"), where, str(count)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "last.ckpt").exists()
+    resumed = fit.fit(short(4), tmp_path / "killed", resume=True)
+    assert resumed.figures == whole[0].figures
+    before, after = weights(whole[1]), weights(tmp_path / "killed")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

@@ -9,6 +9,7 @@ from training.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedN
 from training.likelihoods.discretised_logistic import DiscretisedLogistic
 from training.likelihoods.located import LogNormal, Normal, StudentT
 from training.likelihoods.mixed import Mixed
+from training.likelihoods.quantile import QuantileNormal
 
 __all__ = [
     "BLOCK",
@@ -24,6 +25,7 @@ __all__ = [
     "Ordinal",
     "Parameters",
     "Poisson",
+    "QuantileNormal",
     "StudentT",
     "ZeroInflatedNegativeBinomial",
     "aligned",

@@ -12,6 +12,7 @@ from service.artifact import Support
 from training import config
 from training.config import Unusable
 from training.data import DataSet
+from training.likelihoods import roles
 from training.likelihoods.base import Likelihood
 from training.likelihoods.bernoulli import Bernoulli
 from training.likelihoods.categories import Categorical, Ordinal
@@ -20,9 +21,12 @@ from training.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedN
 from training.likelihoods.discretised_logistic import DiscretisedLogistic
 from training.likelihoods.located import LogNormal, Normal, StudentT
 from training.likelihoods.mixed import Mixed, Part
+from training.likelihoods.quantile import QuantileNormal
+from training.wanted import MOST_CATEGORIES
 
-DENSE = (config.Normal, config.StudentT, config.LogNormal, config.ContinuousBernoulli)
-MOST_CATEGORIES = 256
+LOCATED = (config.Normal, config.StudentT, config.LogNormal, config.QuantileNormal)
+DENSE = (*LOCATED, config.ContinuousBernoulli)
+NAMED = (config.Bernoulli, config.Categorical, config.Ordinal)
 COUNTED = (config.Poisson, config.NegativeBinomial, config.ZeroInflatedNegativeBinomial)
 
 
@@ -34,12 +38,19 @@ class Columns:
     every: NDArray[np.float64]
     stated: Support
     names: tuple[str, ...]
+    roles: tuple[config.Column, ...] | None = None
 
     def some(self, places: Sequence[int]) -> Columns:
         """Some of them."""
         chosen = list(places)
         names = tuple(self.names[place] for place in chosen)
-        return Columns(self.fitted[:, chosen], self.every[:, chosen], self.stated, names)
+        columns = self.roles and tuple(self.roles[place] for place in chosen)
+        return Columns(self.fitted[:, chosen], self.every[:, chosen], self.stated, names, columns)
+
+    @property
+    def categories(self) -> list[int]:
+        """How many categories each has; 0 where x is a number."""
+        return [len(column.categories or ()) for column in self.roles or ()]
 
     def hold(self, right: NDArray[np.bool_], what: str) -> None:
         """Unusable, naming the first column of which something isn't so."""
@@ -59,6 +70,8 @@ def build(wanted: config.Family, data: DataSet) -> Likelihood:
 def one(wanted: config.OneFamily, columns: Columns, data: DataSet) -> Likelihood:
     """The likelihood of columns that share a family."""
     kind = columns.stated.kind
+    if not isinstance(wanted, NAMED):
+        columns.hold(np.array(columns.categories) == 0, f"holds categories, which are no quantities to {wanted.family}")
     if isinstance(wanted, DENSE) and kind != "real":
         raise Unusable(f"likelihood {wanted.family}: a density over data of whole {kind} can grow without bound; use "
                        f"{'discretised_logistic' if kind == 'levels' else 'negative_binomial'}")  # fmt: skip
@@ -75,7 +88,7 @@ def one(wanted: config.OneFamily, columns: Columns, data: DataSet) -> Likelihood
             return Categorical(_levels(wanted, columns))
         case config.Ordinal():
             return Ordinal(_levels(wanted, columns), columns.fitted)
-        case config.Normal() | config.StudentT() | config.LogNormal():
+        case config.Normal() | config.StudentT() | config.LogNormal() | config.QuantileNormal():
             return _located(wanted, columns)
         case config.ContinuousBernoulli():
             return ContinuousBernoulli()
@@ -96,7 +109,9 @@ def _counted(
             return ZeroInflatedNegativeBinomial(columns.fitted)
 
 
-def _located(wanted: config.Normal | config.StudentT | config.LogNormal, columns: Columns) -> Likelihood:
+def _located(
+    wanted: config.Normal | config.StudentT | config.LogNormal | config.QuantileNormal, columns: Columns
+) -> Likelihood:
     if wanted.scale != "shared":
         varies = columns.fitted.min(0) < columns.fitted.max(0)
         columns.hold(varies, f"never varies among the fitted rows, so {wanted.family} has no scale to learn")
@@ -105,6 +120,8 @@ def _located(wanted: config.Normal | config.StudentT | config.LogNormal, columns
             return Normal(columns.fitted, wanted.smallest_scale, wanted.scale)
         case config.StudentT():
             return StudentT(columns.fitted, wanted.smallest_scale, wanted.scale)
+        case config.QuantileNormal():
+            return QuantileNormal(columns.fitted, wanted.smallest_scale, wanted.scale, wanted.knots)
         case config.LogNormal():
             positive = columns.every.min(0) > 0
             columns.hold(positive, "holds a number that isn't above 0, to which lognormal gives no density")
@@ -119,6 +136,10 @@ def _levels(
     Levels that the data shows are those of all four splits: a level is a thing that is known, not a thing that is
     learned.
     """
+    if any(columns.categories):
+        if len(set(columns.categories)) > 1:
+            raise Unusable(f"likelihood {wanted.family}: its columns differ in their categories; give each a block")
+        return 0.0, columns.categories[0] - 1.0, 1.0
     if columns.stated.kind == "levels" and wanted.lowest is None and wanted.highest is None:
         return columns.stated.levels
     lowest = float(columns.every.min()) if wanted.lowest is None else wanted.lowest
@@ -140,7 +161,8 @@ def _mixed(wanted: config.Mixed, columns: Columns, data: DataSet) -> Mixed:
     """A family for each block; Unusable unless the blocks hold each column once."""
     if data.event_dtype != "float64" or len(data.event_shape) != 1:
         raise Unusable("likelihood mixed: needs a table of float64, one row a line")
-    blocks = [(block, [_place(column, columns.names) for column in block.columns]) for block in wanted.blocks]
+    wanted_blocks = roles.blocks(columns.roles) if wanted.blocks is None else wanted.blocks
+    blocks = [(block, [_place(column, columns.names) for column in block.columns]) for block in wanted_blocks]
     places = [place for _, some in blocks for place in some]
     for place, name in enumerate(columns.names):
         if places.count(place) != 1:
@@ -170,4 +192,4 @@ def _columns(data: DataSet) -> Columns:
     flat = {name: np.asarray(rows, np.float64).reshape(len(rows), -1) for name, rows in data.splits.items()}
     every = np.concatenate(list(flat.values()))
     names = [feature.name for feature in data.features] if data.features else map(str, range(every.shape[1]))
-    return Columns(flat["fit"], every, data.support, tuple(names))
+    return Columns(flat["fit"], every, data.support, tuple(names), data.columns)

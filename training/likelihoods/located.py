@@ -79,7 +79,8 @@ class Normal(Located):
     standardisation. Support: the real line, Lebesgue measure; parameters in the units of x.
     """
 
-    family, parameter_names = "normal", ("loc", "scale")
+    family = "normal"
+    parameter_names: tuple[str, ...] = ("loc", "scale")
     base_measure, support = "lebesgue", Support(kind="real")
     units = "nats; log of a probability density in the units of x as sent"
 

@@ -62,6 +62,7 @@ def export(
     description: str = "",
     features: Sequence[str | Feature] | None = None,
     calibrate: bool = True,
+    shared_weights: bool = False,
     say: exporting.Say | None = None,
 ) -> Path:
     """Export two modules as an artifact into to/<name>/<version>, calibrated; the folder.
@@ -72,6 +73,7 @@ def export(
     validation rows by maximum likelihood ("shared" by all features, or one a "feature"; shared for pictures unless
     said otherwise). preprocessing: {"shift": …, "scale": …}, u = (x − shift)/scale; the density is one of x all the
     same. sample: rows, (n, *event), that the model was *not* trained on, or a dict of the four splits.
+    shared_weights: large matrices lie on disk and in memory once, at some cost in time (docs/large-models.md).
 
     Unusable says what can be mended, and how; ArtifactRefused, which promise the model doesn't keep.
     """
@@ -103,7 +105,7 @@ def export(
     measures.parameters(pair, rows)
     origin = origin.model_copy(update={"normalisation": measures.normalisation(pair, rows)})
     own = Own(origin, rows, pair.eval().requires_grad_(False), [])
-    folder = exporting.export(own, Path(to), version=version, replace=replace, say=tell)
+    folder = exporting.export(own, Path(to), version=version, replace=replace, shared_weights=shared_weights, say=tell)
     if calibrate:
         tell("calibrating")
         calibrating.calibrate(folder, given=rows.splits)

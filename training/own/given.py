@@ -9,7 +9,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from service.artifact import NAME
 from training import config
-from training.config import Part, Unusable
+from training.config import Unusable
+from training.part import Part
 
 EncoderGives = Literal["log_variance", "log_scale", "variance", "scale"]
 DecoderGives = Literal["parameters", "logits", "probabilities", "mean"]

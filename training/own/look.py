@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 from onnx import TensorProto, external_data_helper, helper
 
+from service.engine.onnxfile import onnx_fault
 from training.config import Unusable
 
 MOST_BYTES = 1 << 30  # of a file, and of the data beside it
@@ -30,7 +31,7 @@ def read(path: Path) -> onnx.ModelProto:
         if fault:
             raise Unusable(f"{path}: {fault}")
     _load_beside(path, model)
-    if fault := _unlike_their_size(model) or _bomb(model):
+    if fault := _unlike_their_size(model) or _bomb(model) or onnx_fault(model.SerializeToString()):
         raise Unusable(f"{path}: {fault}")
     return model
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from training.config import Unusable
 from training.likelihoods import Likelihood, Parameters, aligned
-from training.networks import DiagonalNormal
 from training.own.given import DecoderGives, EncoderGives
+from training.posteriors import DiagonalNormal
 from training.vae import VAE
 
 # Families with a location in the units of x: their parameters follow an affine change of units.

@@ -13,6 +13,7 @@ from service.artifact import Feature, Support
 from training import data
 from training.config import Unusable
 from training.data import SPLITS, DataSet, Rows, SplitName
+from training.sources.found import levels
 
 DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 FEWEST = 40
@@ -94,5 +95,5 @@ def _support(splits: Mapping[SplitName, Rows]) -> Support:
     """What a dtype says of values, as for data from a file."""
     first = splits["fit"]
     if first.dtype == np.uint8:
-        return data.levels(max(1, *(int(rows.max()) for rows in splits.values())))
+        return levels(max(1, *(int(rows.max()) for rows in splits.values())))
     return Support(kind="counts" if first.dtype.kind == "i" else "real")

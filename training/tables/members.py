@@ -22,6 +22,7 @@ from training import config
 from training.likelihoods import Normal, Parameters, softclip, total
 from training.likelihoods.base import FURTHEST
 from training.networks import Decoder, Encoder
+from training.posteriors import DiagonalNormal
 from training.vae import VAE
 
 Doubles = NDArray[np.float64]
@@ -96,6 +97,7 @@ class Bound(nn.Module):
         u (rows, D), noise (k, d) for all rows or (rows, k, d), exemplars (E, D).
         """
         q = self.vae.posterior(u)
+        assert isinstance(q, DiagonalNormal)
         z = q.draws(epsilon.to(self.vae.dtype))  # (rows, k, d)
         entropy = total(q.log_scale) + 0.5 * z.shape[-1] * (1.0 + LOG_TWO_PI)
         return (self.vae.log_likelihood(u, z) + self.log_prior(z, exemplars)).mean(-1) + entropy
@@ -106,6 +108,7 @@ class Bound(nn.Module):
         Squares are multiplied out, so that all distances are one product of matrices.
         """
         q = self.vae.posterior(exemplars)
+        assert isinstance(q, DiagonalNormal)
         log_scale = q.log_scale + self.log_wider
         precision = torch.exp(-2.0 * log_scale)  # (E, d)
         flat = z.reshape(-1, z.shape[-1])

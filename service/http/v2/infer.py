@@ -66,11 +66,19 @@ class Window:
         return served
 
     async def work(
-        self, heard: Heard, served: Served, visit: Visit, content: bytes, held: Held, clock: asyncio.Timeout
+        self,
+        heard: Heard,
+        served: Served,
+        visit: Visit,
+        content: bytes,
+        held: Held,
+        clock: asyncio.Timeout,
+        *,
+        wanted: Inference | None = None,
     ) -> tuple[dict[str, str], bytes, float]:
-        """The answer's headers and body, and the seconds that writing it took."""
+        """The answer's headers and body, and the seconds that writing it took; wanted is a body that was read."""
         desk = self.desk
-        wanted = await self._read(heard, served, visit, content, held)
+        wanted = wanted or await self._read(heard, served, visit, content, held)
         if wanted.timeout is not None:
             self.hurry(heard, visit, wanted.timeout)
             clock.reschedule(visit.errand.deadline)

@@ -40,6 +40,7 @@ class Inferred(Job):
     def __init__(self, window: Window, name: str, version: str | None, heard: Heard, visit: Visit) -> None:
         self._window, self._heard, self._visit = window, heard, visit
         self._served = window.begin(heard, visit, name, version)
+        self._wanted: Inference | None = None  # what was read of the body, once it has been
 
     def quick(self, content: bytes, held: Held, tell: Tell) -> Drop | None:
         """See Job: small scores; smaller ones where the answer may be compressed, which most clients accept unasked."""
@@ -51,7 +52,7 @@ class Inferred(Job):
             return None
         started = time.perf_counter()
         served.model.check()
-        wanted = parsed(content, None, heard.tensors_after, served, desk.limits)
+        wanted = self._wanted = parsed(content, None, heard.tensors_after, served, desk.limits)
         held.resize(wanted.nbytes)
         self._visit.parse = time.perf_counter() - started
         if wanted.timeout is not None:
@@ -76,7 +77,10 @@ class Inferred(Job):
 
     async def work(self, content: bytes, held: Held, clock: asyncio.Timeout) -> Reply:
         """See Job."""
-        headers, body, written = await self._window.work(self._heard, self._served, self._visit, content, held, clock)
+        heard, wanted = self._heard, self._wanted
+        headers, body, written = await self._window.work(
+            heard, self._served, self._visit, content, held, clock, wanted=wanted
+        )
         self._window.tally.succeeded(self._served, self._visit, written)
         return _reply(headers, body)
 

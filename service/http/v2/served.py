@@ -136,7 +136,8 @@ def _outputs(model: Model, operation: str) -> tuple[Tensor, ...]:
     decoded, encoded = (datatype_of(model.golden[f"{graph}.mean"].dtype) for graph in ("decoder", "encoder"))
     match operation:
         case "encode":
-            return tuple(Tensor(name, encoded, (ROWS, latent)) for name in ("mean", "scale"))
+            names = ("mean",) if model.manifest.prior.posterior == "flow" else ("mean", "scale")
+            return tuple(Tensor(name, encoded, (ROWS, latent)) for name in names)
         case "decode" | "reconstruct":
             return (Tensor("outputs", decoded, (ROWS, *event)),)
         case "sample":

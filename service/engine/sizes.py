@@ -1,0 +1,147 @@
+"""Sizes: how large the tensors become that a graph makes of its constants, bounded from above. Knows no file.
+
+The runtime computes what depends on constants alone while it opens a graph. So a file of a hundred bytes may ask for
+gigabytes before a single row: by ConstantOfShape, or by a product of a column and a row. What depends on rows is not
+bounded here; golden rows are the first that a graph is run on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SHORT = 16  # entries of a shape
+MOST = 2**28  # elements of one tensor, and of all that are made of constants together; 1 GiB of float32
+
+# op → the input that says how large its output is to be
+SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Pad": 1, "Resize": 3, "Upsample": 1, "OneHot": 1, "Range": 1}
+SAME = {"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Shape", "Flatten", "Split"}
+SAME |= {"ReduceSum", "ReduceProd", "ReduceMax", "ReduceMean", "Neg", "Exp", "Log", "Sqrt", "Tanh", "Abs", "Clip"}
+KEPT = {"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Slice", "ReduceProd", "Neg", "Abs"}
+JOINED = {"Concat", "Mul", "Max", "Min"}  # their outputs, multiplied, come to no more than their inputs do
+POINTWISE = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Where", "Equal", "Less", "Greater", "And", "Or"}
+
+
+class Node(NamedTuple):
+    """A node: its operator, and the names of what it takes and gives."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor that doesn't depend on a row: its shape, and its values where they could be a shape themselves."""
+
+    dims: tuple[int, ...]
+    values: tuple[float, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many elements."""
+        return math.prod(self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What is known of a value: at most so many elements, and what they may come to as a shape; constant or not."""
+
+    size: float
+    product: float
+    constant: bool
+    dims: tuple[int, ...] | None = None
+
+
+ROWS = Bound(1, 1, False)
+
+
+def sizes_fault(nodes: Sequence[Node], constants: Mapping[str, Constant]) -> str | None:
+    """Why the runtime would need too much memory to open a graph, if it would."""
+    known = {name: _known(constant) for name, constant in constants.items()}
+    made = 0.0
+    for node in nodes:
+        if node.op == "Constant":
+            continue
+        inputs = [known.get(name, ROWS) for name in node.inputs if name]
+        asked = _asked(node, known)
+        if asked > MOST:
+            return f"asks for a tensor of {_said(asked)} elements ({node.op}); at most {MOST:,} are taken"
+        found = _of(node, inputs, asked)
+        if found.constant:
+            made += found.size
+            if made > MOST:
+                return f"makes {_said(made)} elements of its constants ({node.op}); at most {MOST:,} are taken"
+        known.update(dict.fromkeys(node.outputs, found))
+    return None
+
+
+def _known(constant: Constant) -> Bound:
+    product = math.inf if constant.values is None else _product(constant.values)
+    return Bound(constant.size, product, True, constant.dims)
+
+
+def _product(values: Iterable[float]) -> float:
+    """What values come to as a shape; what is below 1 counts as 1."""
+    return math.prod(max(1.0, abs(float(value))) for value in values)
+
+
+def _asked(node: Node, known: Mapping[str, Bound]) -> float:
+    """How many elements a node is asked for in so many words; 0: it isn't."""
+    place = SHAPED.get(node.op)
+    if place is None or place >= len(node.inputs):
+        return 0.0
+    return known.get(node.inputs[place], ROWS).product
+
+
+def _of(node: Node, inputs: Sequence[Bound], asked: float) -> Bound:
+    """The bound of what a node gives."""
+    sizes = [max(1.0, one.size) for one in inputs]
+    constant = bool(inputs) and all(one.constant for one in inputs) and node.op != "Shape"
+    product, dims = _worth(node.op, inputs, constant), None
+    if node.op in ("Concat", "Sum"):
+        size = sum(sizes)
+    elif node.op in SAME:
+        size = sizes[0] if sizes else 1.0
+    elif node.op == "ConstantOfShape":
+        size = asked
+    elif node.op in POINTWISE and all(one.dims is not None for one in inputs):
+        dims = _broadcast([one.dims or () for one in inputs])
+        size = float(math.prod(dims))
+    elif node.op in ("MatMul", "Gemm") and all(len(one.dims or ()) == 2 for one in inputs[:2]):
+        size = math.prod(one.size / min(one.dims or (1,)) if min(one.dims or (1,)) else 0.0 for one in inputs[:2])
+    else:
+        size = math.prod(sizes) * max(1.0, asked)
+    return Bound(size if constant else 1.0, product, constant, dims)
+
+
+def _worth(op: str, inputs: Sequence[Bound], constant: bool) -> float:
+    """What the values that a node gives may come to as a shape; 1 where they depend on rows and nothing is known."""
+    if op in KEPT and inputs:
+        return inputs[0].product
+    if op in JOINED:
+        return math.prod(one.product for one in inputs)
+    if op == "Gather" and len(inputs) > 1 and constant:
+        return _power(inputs[0].product, inputs[1].size)  # an entry may be taken more than once
+    return math.inf if constant else 1.0
+
+
+def _power(base: float, exponent: float) -> float:
+    return math.inf if base > 1 and exponent > SHORT else base**exponent
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of arrays of these shapes together.
+
+    >>> _broadcast([(3, 1), (4,)])
+    (3, 4)
+    """
+    rank = max(map(len, shapes), default=0)
+    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    return tuple(max(axis) for axis in zip(*padded, strict=True))
+
+
+def _said(count: float) -> str:
+    return f"{count:,.0f}" if count < 1e18 else "more than 10^18"

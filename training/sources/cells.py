@@ -1,0 +1,152 @@
+"""Cells: a CSV or Parquet file as columns of text, with None for what is missing. Knows no role."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from training.part import Unusable
+from training.sources.found import content
+from training.wanted import Table
+
+SEPARATORS = ",;\t|"
+PARQUET = b"PAR1"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A table as text. places: what each row is called in a message."""
+
+    names: tuple[str, ...]
+    columns: tuple[list[str | None], ...]
+    places: Sequence[str]
+
+
+def read(wanted: Table) -> Cells:
+    """A table's cells; Unusable says in one line where the file is no table."""
+    given = content(wanted.path)
+    lines = _parquet(given, wanted) if given.startswith(PARQUET) else _csv(given, wanted)
+    _check_names(lines.names, wanted)
+    if not lines.places:
+        raise Unusable(f"{wanted.path}: names columns and has no rows")
+    return lines
+
+
+def _csv(given: bytes, wanted: Table) -> Cells:
+    """Every line has as many cells as the first; blank lines are passed over."""
+    try:
+        text = given.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unusable(f"{wanted.path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    separator = wanted.separator or _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines: list[list[str]] = []
+    numbers: list[int] = []
+    try:
+        for line in reader:
+            if not line or (len(line) == 1 and not line[0].strip() and lines and len(lines[0]) > 1):
+                continue
+            lines.append(line)
+            numbers.append(reader.line_num)
+            if len(line) != len(lines[0]):
+                raise Unusable(
+                    f"{wanted.path}: line {reader.line_num} has {len(line)} cells, and the first has {len(lines[0])}"
+                )
+    except csv.Error as error:
+        raise Unusable(f"{wanted.path}: line {reader.line_num}: {error}") from error
+    if not lines:
+        raise Unusable(f"{wanted.path}: is empty")
+    names = _headed(lines, wanted)
+    start = 1 if wanted.header else 0
+    absent = frozenset(wanted.absent)
+    columns = tuple(_texts(list(cells), absent) for cells in zip(*lines[start:], strict=True))
+    return Cells(names, columns or tuple([] for _ in names), [f"line {number}" for number in numbers[start:]])
+
+
+def _headed(lines: list[list[str]], wanted: Table) -> tuple[str, ...]:
+    """The columns' names: those of the first line, unless the config says that it is a row."""
+    if not wanted.header:
+        return tuple(map(str, range(len(lines[0]))))
+    names = tuple(name.strip() for name in lines[0])
+    if all(_is_number(name) for name in names):
+        raise Unusable(f"{wanted.path}: the first line names no columns, it holds numbers; say `header: false`")
+    return names
+
+
+def _texts(cells: list[str], absent: frozenset[str]) -> list[str | None]:
+    return [None if (text := cell.strip()) in absent else text for cell in cells]
+
+
+def _separator(text: str) -> str:
+    """The separator that the first line has most of, a comma where it has none.
+
+    >>> _separator("a;b,c;d")
+    ';'
+    """
+    first = text.lstrip("\r\n").partition("\n")[0]
+    return max(SEPARATORS, key=first.count)
+
+
+def _parquet(given: bytes, wanted: Table) -> Cells:
+    """A Parquet file's columns, as they would be written in a CSV."""
+    try:
+        import polars
+    except ImportError as error:
+        raise Unusable(f"{wanted.path}: Parquet is read with polars, which isn't installed: pip install polars") from (
+            error
+        )
+    try:
+        frame = polars.read_parquet(io.BytesIO(given))
+    except (polars.exceptions.PolarsError, OSError) as error:
+        raise Unusable(f"{wanted.path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
+    absent = frozenset(wanted.absent)
+    for series in frame:
+        if series.dtype.is_nested():
+            raise Unusable(f"{wanted.path}: column {series.name} holds {series.dtype}; a cell holds one value")
+    columns = tuple([_written(value, absent) for value in series.to_list()] for series in frame)
+    return Cells(tuple(frame.columns), columns, [f"row {place}" for place in range(1, frame.height + 1)])
+
+
+def _written(value: object, absent: frozenset[str]) -> str | None:
+    """A value as text; null and NaN are missing.
+
+    >>> _written(True, frozenset()), _written(2.0, frozenset()), _written(float("nan"), frozenset())
+    ('true', '2.0', None)
+    """
+    if value is None or value != value:
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+    return None if text in absent else text
+
+
+def _check_names(names: tuple[str, ...], wanted: Table) -> None:
+    if "" in names:
+        raise Unusable(f"{wanted.path}: column {names.index('')} (from 0) has no name; give it one")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise Unusable(f"{wanted.path}: two columns are named {repeated[0]}; rename one")
+    if unknown := [name for name in wanted.columns if name not in names]:
+        raise Unusable(f"{wanted.path}: there is no column {unknown[0]!r}; it has {', '.join(names)}")
+
+
+def numbers_of(cells: Sequence[str | None], otherwise: Callable[[int], float]) -> list[float]:
+    """Cells as floats, NaN where missing, and `otherwise` of the place of what is no finite number."""
+    found = []
+    for place, cell in enumerate(cells):
+        number = float("nan") if cell is None else _number(cell)
+        found.append(otherwise(place) if number is None else number)
+    return found
+
+
+def _number(cell: str) -> float | None:
+    """A finite number, or None. Python takes 1_000 and inf for numbers; a table doesn't."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if "_" not in cell and abs(number) < float("inf") else None
+
+
+def _is_number(cell: str) -> bool:
+    return _number(cell) is not None
