@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from training.__main__ import app
 from training.config import Unusable
 from training.own import files, look
 
+DOCS = kit.ROOT / "docs" / "bring-your-own.md"
 D, SIDE = 3, 4
 GENERATOR = np.random.default_rng(0)
 ROWS = (GENERATOR.random((400, SIDE, SIDE)) < 0.3).astype(np.uint8)
@@ -95,18 +98,18 @@ ENCODER, DECODER = encoder(), decoder()
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both, by the command, for rows of another shape than the encoder's."""
+    """Both, by the command that the docs' table has, for rows of another shape than the encoder's."""
     folder = tmp_path_factory.mktemp("onnx")
     onnx.save(ENCODER, folder / "encoder.onnx")
     onnx.save(DECODER, folder / "decoder.onnx")
     np.save(folder / "rows.npy", ROWS)
-    words = ["--likelihood", "bernoulli", "--decoder-gives", "probabilities", "--name", "theirs", "--to"]
-    paths = [str(folder / name) for name in ("encoder.onnx", "decoder.onnx")]
-    result = CliRunner().invoke(
-        app, ["import-onnx", *paths, *words, str(folder / "models"), "--sample", str(folder / "rows.npy")]
-    )
+    (line,) = [line for line in DOCS.read_text().splitlines() if line.startswith("| two ONNX files |")]
+    words = shlex.split(line.split("|")[2].strip(" `"))
+    assert words[:3] == ["python", "-m", "training"]
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(app, words[3:])
     assert result.exit_code == 0, result.output
-    return folder / "models" / "theirs" / "1"
+    return folder / "exported_models" / "theirs" / "1"
 
 
 @pytest.mark.anyio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,30 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Sequent
 def read(folder: Path) -> Manifest:
     """An artifact's manifest."""
     return artifact.read(folder).manifest
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the docs' example makes, run as it stands there."""
+    blocks = re.findall(r"```python\n(.*?)```", (kit.ROOT / "docs" / "bring-your-own.md").read_text(), re.DOTALL)
+    assert len(blocks[1].strip().splitlines()) <= 10
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    with contextlib.chdir(tmp_path_factory.mktemp("shown")):
+        for block in blocks[:2]:
+            exec(block, names)
+        return Path(names["folder"]).absolute()
+
+
+@pytest.mark.anyio
+async def test_the_example_in_the_docs_is_served(shown: Path) -> None:
+    """Ten lines, and there is a calibrated score."""
+    assert shown.parts[-3:] == ("exported_models", "mine", "1")
+    async with kit.open_house(kit.configured(shown.parents[1])) as house:
+        score = await house.answer("mine/score", {"inputs": digits()[:3].tolist()})
+    assert np.isfinite(score["elbo"]).all()
+    assert score["calibration"]["n"] > 800
+    assert all(0 < p <= 1 for p in score["p_value"])
 
 
 @pytest.mark.anyio
