@@ -17,7 +17,7 @@ from service.operations.impute import cost
 
 
 class Asked(Fields):
-    """What impute takes besides its rows. A row costs 2,728 decoder calls, and more from 257 draws on."""
+    """What impute takes besides its rows. A row costs 2,729 decoder calls, and more from 257 draws on."""
 
     draws: int = Field(16, ge=1, description="draws of what is missing; a row costs 2.7 × pool decoder calls")
     seed: Seed = 0
