@@ -67,7 +67,7 @@ def pooling(least: int, seed: int, latent_size: int) -> Plan:
 
     >>> made = pooling(1024, 0, 2)
     >>> made.last, made.draws
-    (1024, 1704)
+    (1024, 1705)
     """
     group = -(-least // GROUPS)
     calls = GROUPS * group / (1.0 - sum(STAGES))
