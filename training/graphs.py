@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from service import artifact
-from training import composed
+from training import blocks, composed
 from training.likelihoods import total
 from training.vae import VAE
 
@@ -173,7 +173,7 @@ def export(name: str, module: nn.Module, example: Mapping[str, Tensor], outputs:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         program.save(path, external_data=False)
-        return stripped(composed.spliced(onnx.load(path), module), name)
+        return stripped(blocks.filled_up(composed.spliced(onnx.load(path), module)), name)
 
 
 def stripped(model: onnx.ModelProto, name: str) -> bytes:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,10 @@ from typer.testing import CliRunner
 
 import training
 from service import artifact
-from service.artifact import Array, Manifest
+from service.artifact import Array, Graph, Manifest
 from service.errors import ArtifactRefused
 from tests import kit
-from training import calibrate, config, data, likelihoods
+from training import blocks, calibrate, config, data, exporting, graphs, independence, likelihoods
 from training.__main__ import app
 from training.config import Unusable
 
@@ -106,7 +108,7 @@ class Conv(nn.Module):
 
 def picture_decoder() -> nn.Sequential:
     """z → 8×8 probabilities; their logits go well beyond ±18, where the runtime's sigmoid is 0."""
-    body = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Dropout(), nn.Linear(32, 64))
+    body = nn.Sequential(nn.Linear(3, 30), nn.ELU(), nn.BatchNorm1d(30), nn.Dropout(), nn.Linear(30, 64))
     last = body[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
@@ -245,6 +247,62 @@ async def test_a_last_sigmoid_is_taken_off_and_loses_nothing(pictures: tuple[Pat
     assert np.isfinite(score["elbo"]).all()
     assert np.isfinite(score["bits_per_dim"]).all()
     assert all(score["p_value"])
+
+
+class Alone(nn.Module):
+    """A module as a graph of one output."""
+
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: Tensor) -> graphs.Outputs:
+        """Its one output."""
+        return (self.own(x),)
+
+
+@pytest.mark.parametrize("kind", [nn.ELU, nn.SELU, nn.Softplus, nn.Mish])
+def test_activations_of_any_width_keep_a_rows_bits(
+    kind: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the runtime they depend on a row's place; filled up to whole blocks they don't, and no rows are no rows."""
+    graph, x = (
+        Graph("encoder", ("x",), {"mean": "n"}),
+        np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32),
+    )
+    module = Alone(nn.Sequential(nn.Linear(5, 7), kind(), nn.Linear(7, 3))).eval()
+
+    def checked() -> onnxruntime.InferenceSession:
+        content = graphs.export("encoder", module, {"x": torch.from_numpy(x[:3])}, ("mean",))
+        session = exporting.session(content)
+        independence.check(graph, lambda feeds: {"mean": np.asarray(session.run(None, dict(feeds))[0])}, {"x": x})
+        return session
+
+    session = checked()
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], module(torch.from_numpy(x))[0].numpy(), atol=1e-5)
+    assert session.run(None, {"x": x[:0]})[0].shape == (0, 3)
+    monkeypatch.setattr(blocks, "UNEVEN", ())
+    with pytest.raises(ArtifactRefused, match="other bits"):
+        checked()
+
+
+def test_blocks_end_where_a_row_does() -> None:
+    """Numbers (n, k, 5) are filled up by row and draw; without rows or without draws nothing is left of them."""
+    value = onnx.helper.make_tensor_value_info
+    nodes = [onnx.helper.make_node("Log", ["x"], ["y"])]
+    ports = [value("x", onnx.TensorProto.DOUBLE, ["n", "k", 5])], [value("y", onnx.TensorProto.DOUBLE, ["n", "k", 5])]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", *ports), opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+    model.ir_version = 10
+    session = exporting.session(blocks.filled_up(model).SerializeToString())
+    for shape in ((2, 3, 5), (0, 3, 5), (2, 0, 5)):
+        x = np.random.default_rng(0).random(shape)
+        (y,) = session.run(None, {"x": x})
+        np.testing.assert_allclose(y, np.log(x))
+    assert len(session.run(None, {"x": np.ones((1, 1, 5))})) == 1
+    assert [node.op_type for node in model.graph.node] == ["Shape", "Flatten", "Pad", "Log", "Slice", "Reshape"]
 
 
 # ---------------------------------------------------------------- refusals
