@@ -142,6 +142,7 @@ class Batcher:
         pieces = {name: (array,) for name, array in rows.items()}
         outputs = self._lanes.here(lambda: self._work.compute(pieces, bank, slice(None)))
         seconds = time.perf_counter() - started
+        self._hold(outputs, len(next(iter(rows.values()))))
         self._done(outputs, bank, 1, cost, seconds)
         return Answer(outputs, 0.0, seconds)
 
@@ -314,10 +315,12 @@ class Batcher:
         names = batch[0].ticket.rows
         rows = {name: [part_of(piece, name, self._work) for piece in batch] for name in names}
         outputs = self._work.compute(rows, batch[0].ticket.bank, batch[0].draws)
-        count = sum(piece.count for piece in batch)
+        self._hold(outputs, sum(piece.count for piece in batch))
+        return outputs
+
+    def _hold(self, outputs: Arrays, count: int) -> None:
         if any(len(array) != count for array in outputs.values()):
             raise EngineFailed(f"{self._work.name}: {count} rows went in and another number came out")
-        return outputs
 
     def _finish(self, batch: list[Piece], outputs: Arrays, error: BaseException | None, seconds: float) -> None:
         """Hand each piece its part; if the call failed, find whose fault it was."""

@@ -124,9 +124,16 @@ class Call:
         A large body is put together here anyway; elsewhere it would be copied once more, as a whole.
         """
         after, size = heard.tensors_after or "", int(self._heads.get(b"content-length", b"0"))
-        if size < LARGE or heard.content_encoding or not re.fullmatch("[1-9][0-9]{0,11}", after) or int(after) >= size:
+        if (
+            not self._route.finder.aligns
+            or size < LARGE
+            or heard.content_encoding
+            or not re.fullmatch("[1-9][0-9]{0,11}", after)
+            or int(after) >= size
+        ):
             return heard
-        spaces = -int(after) % WIDEST
+        if not (spaces := -int(after) % WIDEST):
+            return heard
         self._parts.append(b" " * spaces)
         return replace(heard, tensors_after=str(int(after) + spaces))
 

@@ -219,14 +219,12 @@ class Counter:
             self._hand_back(other)
             if not (entries := usual):
                 return
-            try:
-                stacked = entries[0].rows if len(entries) == 1 else np.concatenate([entry.rows for entry in entries])
-                x = operations.admit(stacked, model.manifest)
-            except (Problem, ValueError):
-                if len(entries) > 1:  # somebody's rows aren't as they should be
-                    for entry in entries:
-                        self._post(model, by, [entry], parse)
-                    return
+            x = self._admitted(model, entries)
+            if x is None and len(entries) > 1:  # somebody's rows aren't as they should be
+                good = [entry for entry in entries if self._admitted(model, [entry]) is not None]
+                self._hand_back([entry for entry in entries if entry not in good])
+                entries = good
+                x = self._admitted(model, entries) if entries else None
         if x is None or by is None:
             self._hand_back(entries)
             return
@@ -256,6 +254,14 @@ class Counter:
         for entry in entries:
             entry.ticket, entry.sitting = ticket, sitting
         self._out[ticket] = set(entries)
+
+    def _admitted(self, model: Model, entries: list[Entry]) -> Array | None:
+        """The rows of some requests as the graphs take them; None where they aren't as usual."""
+        try:
+            stacked = entries[0].rows if len(entries) == 1 else np.concatenate([entry.rows for entry in entries])
+            return operations.admit(stacked, model.manifest)
+        except Exception:  # whatever it is, it is said step by step
+            return None
 
     def _done(self) -> None:
         self._tickets -= 1

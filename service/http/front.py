@@ -25,7 +25,9 @@ from service.http.telemetry import Books, Visit
 
 
 class Finder(TypingProtocol):
-    """What knows the paths of one of our protocols."""
+    """What knows the paths of one of our protocols. aligns: whether its bodies are JSON with tensors behind it."""
+
+    aligns: bool
 
     def __call__(self, parts: Sequence[str]) -> Callable[[Heard, Visit], Job] | None:
         """What begins the job that a path stands for, if any, by its parts."""
@@ -79,8 +81,9 @@ class Front:
         key = route.path, heads.get(b"inference-header-content-length", b"")
         counter = self._counters.get(key)
         if counter is None:
-            if len(self._counters) >= ROUTES:
-                return
+            if len(self._counters) >= ROUTES:  # those who have callers end with these
+                self._counters.clear()
+                self.known.clear()
             counter = self._counters[key] = Counter(
                 speaker, self.books, self.desk.memory, self.desk.timeout, self.lanes
             )
@@ -134,18 +137,19 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes are here: a request under a head that is known takes the express once it is whole."""
-        if self.entry is not None:
-            if self.timer is not None:
-                self._gather(self.entry, data)
-                return
-            self.later.append(data)
+        if self.flow.write_paused or (self.entry is not None and self.timer is None):
+            self.later.append(data)  # whoever doesn't read its answers isn't given more of them
             self.flow.pause_reading()
+            return
+        if self.entry is not None:
+            self._gather(self.entry, data)
             return
         if self.left and self.fronted:
             self._more(data)
             return
         self.head = None
-        if not self.reading and (self.cycle is None or self.cycle.response_complete):
+        idle = not self.reading and (self.cycle is None or self.cycle.response_complete)
+        if idle and data.startswith(b"POST "):  # not with the empty lines that a parser takes before it
             end = data.find(b"\r\n\r\n", 0, LONGEST) + 4
             if end > 4:
                 head = data[:end]
@@ -197,12 +201,19 @@ class Connection(HttpToolsProtocol):
 
     def _more(self, data: bytes) -> None:
         """The body of a request at the front goes on: nothing in it is for the parser, which would copy it."""
+        self._unset_keepalive_if_required()  # armed with a refusal that came before the whole body
         rest = data[self.left :]
         self.on_body(data[: self.left] if rest else data)
         if self.left == 0:
             self.parser = HttpRequestParser(self)  # the old one still waits for this body
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            call = self.call
+            assert call is not None
             self.on_message_complete()
+            if not call.keep_alive or self.transport.is_closing():
+                return  # nothing is met after the last answer
+            if call.response_complete and self.timeout_keep_alive_task is None:
+                self._look_later(self.timeout_keep_alive)
             if rest:
                 self.data_received(rest)
 
@@ -241,7 +252,14 @@ class Connection(HttpToolsProtocol):
         if self.later:
             data, self.later = b"".join(self.later), []
             self.flow.resume_reading()
-            self.data_received(data)
+            if not self.transport.is_closing():
+                self.data_received(data)
+
+    def resume_writing(self) -> None:
+        """The caller has read its answers: what it asked in the meantime is met."""
+        super().resume_writing()
+        if self.entry is None or self.timer is not None:
+            self._go_on()
 
     def _look_later(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
@@ -252,6 +270,8 @@ class Connection(HttpToolsProtocol):
         if self.entry is not None or rest > 0:
             self._look_later(max(rest, 1.0))
             return
+        if self.flow.write_paused:  # to close it would wait for a caller who doesn't read
+            self.transport.abort()
         super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:

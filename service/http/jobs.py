@@ -128,6 +128,8 @@ HEADS = {form: b"content-type: " + form.encode() + b"\r\n" for form in (wire.JSO
 class Finder:
     """Which job a path of /v1 stands for, if any."""
 
+    aligns = False
+
     def __init__(self, desk: Desk, operations: Mapping[str, Operation[Any]]) -> None:
         self._desk, self._operations = desk, operations
 

@@ -466,3 +466,45 @@ def test_an_engine_that_fails_on_the_loop_is_met_step_by_step(small: Path) -> No
             caller.sendall(request(score(0)))
             assert answers(caller, 1)[0][0] == 200
         wait_until(lambda: app.state.door.inside == 0)
+
+
+def test_one_bad_request_leaves_its_neighbours_together(small: Path) -> None:
+    """Rows that are refused are taken out, and the others are computed in one call as ever."""
+    gate = Gate()
+    with listening(configured(small, inline_us=1000), opener=gate.opener) as (address, app), ExitStack() as stack:
+        callers = [stack.enter_context(connected(address)) for _ in range(9)]
+        for caller in callers:
+            caller.sendall(request(score(0)))
+            assert answers(caller, 1)[0][0] == 200
+        gate.shut()
+        callers[0].sendall(request(score(0)))
+        assert gate.waits.wait(20)  # the loop itself: whatever comes now comes together
+        for seed, caller in enumerate(callers[1:]):
+            caller.sendall(request(score(seed).replace(b"0,", b"5,", 1) if seed == 4 else score(seed)))
+        gate.open()
+        assert [answers(caller, 1)[0][0] for caller in callers] == [200] * 5 + [422] + [200] * 3
+        assert [len(rows) for graph, rows in gate.calls if graph == "elbo"] == [1, 7]
+        wait_until(lambda: app.state.door.inside == 0)
+
+
+def test_lengths_of_json_without_end_leave_the_express_open(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are remembered make room for others."""
+    monkeypatch.setattr(front, "ROUTES", 4)
+    with listening(configured(small)) as (address, app), connected(address) as caller:
+        for spaces in range(12):
+            body, headers = inference(1)
+            padded = body[: int(headers["inference_header_content_length"])] + b" " * spaces
+            headers["inference_header_content_length"] = str(len(padded))
+            caller.sendall(inferring(padded + body[-64:], **headers))
+            assert answers(caller, 1)[0][0] == 200
+            assert 1 <= took(app) <= 4
+
+
+def test_a_head_begins_with_its_request(served: tuple[str, FastAPI]) -> None:
+    """Empty lines before it, which a parser takes, are no head to learn."""
+    address, app = served
+    odd = b"\n\r\n\r\n"
+    with connected(address) as caller:
+        caller.sendall(odd + request(score(1)))
+        assert answers(caller, 1)[0][0] == 200
+        assert odd not in app.state.front.known

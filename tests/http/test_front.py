@@ -279,3 +279,43 @@ def test_a_length_that_is_wrong_is_told_as_it_was_sent(served: tuple[str, FastAP
     assert status == 400
     if length.isdigit() and length != "0":
         assert length in json.loads(text)["error"]
+
+
+def test_a_length_of_json_is_nothing_to_v1(served: tuple[str, FastAPI]) -> None:
+    """A header that only /v2 reads changes no body of another protocol."""
+    address, _ = served
+    asked = request(npy(np.resize(X, (1200, 8, 8))), "tiny/score?draws=1", content_type=NPY)
+    with connected(address) as caller:
+        caller.sendall(asked)
+        wanted = answers(caller, 1)[0]
+        caller.sendall(asked.replace(b"Host: x\r\n", b"Host: x\r\nInference-Header-Content-Length: 5\r\n"))
+        found = answers(caller, 1)[0]
+    assert (found[0], found[2]) == (200, wanted[2])
+
+
+def test_nothing_is_met_after_the_last_answer(served: tuple[str, FastAPI]) -> None:
+    """Requests behind one that closes the connection are not, in whatever pieces they come."""
+    address, app = served
+    last = request(json.dumps({"inputs": X.tolist()}).encode(), connection="close")
+    sample = request(b'{"count":1}', "tiny/sample")
+    before = app.state.metrics.read("operation", name="vae_serve_requests_total").get(("sample",), 0.0)
+    with connected(address) as caller:
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        caller.sendall(last[:-50])
+        wait_until(lambda: app.state.door.inside == 1)
+        caller.sendall(last[-50:] + sample + sample)
+        text = caller.makefile("rb").read()
+    assert text.count(b"HTTP/1.1 200") == 1
+    wait_until(lambda: app.state.door.inside == 0)
+    assert app.state.metrics.read("operation", name="vae_serve_requests_total").get(("sample",), 0.0) == before
+
+
+def test_who_reads_late_has_every_answer(served: tuple[str, FastAPI]) -> None:
+    """Large answers that nobody reads hold up what is asked behind them, and lose none of it."""
+    address, app = served
+    asked, count = request(b'{"count":500}', "tiny/sample"), 120
+    with connected(address) as caller:
+        for _ in range(count):
+            caller.sendall(asked)
+        assert [status for status, _, _ in answers(caller, count)] == [200] * count
+    wait_until(lambda: app.state.door.inside == 0)

@@ -193,6 +193,8 @@ SEEN = 64  # headers, and answers' forms, that are remembered
 class Finder:
     """Which job a path of /v2 stands for, if any."""
 
+    aligns = True
+
     def __init__(self, window: Window) -> None:
         self._window = window
 
