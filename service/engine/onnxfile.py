@@ -176,8 +176,8 @@ def _node(content: bytes, start: int, end: int, seen: Look) -> None:
     if op in RANDOM:
         raise Hostile(f"draws random numbers of its own ({op}); noise is an input of a graph")
     seen.nodes.append(Node(op, tuple(inputs), tuple(outputs)))
-    if op == "Constant" and value and outputs:
-        seen.constants[outputs[0]] = value
+    if op == "Constant" and outputs:  # of another kind it has fewer elements than bytes
+        seen.constants[outputs[0]] = value or Constant((end - start,))
 
 
 def _value(content: bytes, start: int, end: int) -> Constant | None:

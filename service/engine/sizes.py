@@ -16,7 +16,11 @@ SHORT = 16  # entries of a shape
 MOST = 2**28  # elements of one tensor, and of all that are made of constants together; 1 GiB of float32
 
 # op → the input that says how large its output is to be
-SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Pad": 1, "Resize": 3, "Upsample": 1, "OneHot": 1, "Range": 1}
+SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Pad": 1, "Resize": 3, "OneHot": 1, "CenterCropPad": 1}
+SHAPED |= dict.fromkeys(("HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix"), 0)
+# What gives as much as attributes, scales or steps say, which aren't looked at: of rows alone, and not of constants.
+UNTOLD = {"Pad", "Resize", "Upsample", "ConvTranspose", "Col2Im", "MaxUnpool", "DFT", "STFT", "MelWeightMatrix"}
+UNTOLD |= {"AffineGrid", "GridSample", "RoiAlign", "DeformConv"}
 SAME = {"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Shape", "Flatten", "Split"}
 SAME |= {"ReduceSum", "ReduceProd", "ReduceMax", "ReduceMean", "Neg", "Exp", "Log", "Sqrt", "Tanh", "Abs", "Clip"}
 KEPT = {"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Slice", "ReduceProd", "Neg", "Abs"}
@@ -66,7 +70,9 @@ def sizes_fault(nodes: Sequence[Node], constants: Mapping[str, Constant]) -> str
         if node.op == "Constant":
             continue
         inputs = [known.get(name, ROWS) for name in node.inputs if name]
-        asked = _asked(node, known)
+        asked = _range(node, constants, inputs) if node.op == "Range" else _asked(node, known)
+        if node.op in UNTOLD and not asked and inputs and all(one.constant for one in inputs):
+            return f"makes a tensor of constants whose size isn't known ({node.op}); have it made before it is exported"
         if asked > MOST:
             return f"asks for a tensor of {_said(asked)} elements ({node.op}); at most {MOST:,} are taken"
         found = _of(node, inputs, asked)
@@ -96,6 +102,15 @@ def _asked(node: Node, known: Mapping[str, Bound]) -> float:
     return known.get(node.inputs[place], ROWS).product
 
 
+def _range(node: Node, constants: Mapping[str, Constant], inputs: Sequence[Bound]) -> float:
+    """How many numbers a Range gives; without end where it is of constants that aren't known, 0 where it is of rows."""
+    values = [found.values for name in node.inputs if (found := constants.get(name)) and found.values]
+    if len(values) == 3 and all(map(len, values)):
+        (start, *_), (limit, *_), (step, *_) = values
+        return max(0.0, (limit - start) / step) if step else math.inf
+    return math.inf if all(one.constant for one in inputs) else 0.0
+
+
 def _of(node: Node, inputs: Sequence[Bound], asked: float) -> Bound:
     """The bound of what a node gives."""
     sizes = [max(1.0, one.size) for one in inputs]
@@ -105,7 +120,7 @@ def _of(node: Node, inputs: Sequence[Bound], asked: float) -> Bound:
         size = sum(sizes)
     elif node.op in SAME:
         size = sizes[0] if sizes else 1.0
-    elif node.op == "ConstantOfShape":
+    elif node.op in ("ConstantOfShape", "Range"):
         size = asked
     elif node.op in POINTWISE and all(one.dims is not None for one in inputs):
         dims = _broadcast([one.dims or () for one in inputs])

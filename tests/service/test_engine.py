@@ -160,6 +160,22 @@ def node(op: str, inputs: str, output: str, more: bytes = b"") -> bytes:
             field(7, sized(40_000, 1, name="a") + sized(1, 40_000, name="b") + node("MatMul", "a b", "y")),
             r"makes 1,600,000,000 elements of its constants \(MatMul\)",
         ),
+        (field(7, whole(10**10) + node("HannWindow", "s", "y")), r"asks for a tensor of 10,000,000,000 .*HannWindow"),
+        (
+            field(
+                7,
+                whole(-(10**10), name="a") + whole(0, name="b") + whole(1, name="c") + node("Range", "a b c", "y"),
+            ),
+            r"asks for a tensor of 10,000,000,000 elements \(Range\)",
+        ),
+        (
+            field(7, whole(5) + node("Neg", "s", "t") + node("Range", "t s s", "y")),
+            r"asks for a tensor of more than 10\^18 elements \(Range\)",
+        ),
+        (
+            field(7, sized(1, 1, 2, 2, name="a") + sized(4, name="b") + node("Resize", "a b b", "y")),
+            r"makes a tensor of constants whose size isn't known \(Resize\)",
+        ),
         (
             field(7, whole(2**27) + b"".join(node("ConstantOfShape", "s", f"y{i}") for i in range(3))),
             "makes 402,653,184 elements of its constants",

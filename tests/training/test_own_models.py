@@ -24,6 +24,8 @@ from tests import kit
 from training import blocks, calibrate, config, data, exporting, graphs, independence, likelihoods
 from training.__main__ import app
 from training.config import Unusable
+from training.own import tracing
+from training.own.parts import DecoderPart
 
 SIGMA = 0.5
 SHIFT, WIDTH = np.array([10.0, -3.0, 0.0, 5.0, 100.0]), np.array([2.0, 0.5, 1.0, 10.0, 30.0])
@@ -505,6 +507,16 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], str]] = {
         {"decoder": Made(silent, 2, 5), "sample": np.random.default_rng(0).normal(size=(100, 5)) * [1, 1, 1, 1, 0]},
         "scale: the decoder gives feature 4 back to the last digits on held-out rows, or it never varies",
     ),
+    "sigmoid for logits": (
+        {
+            "likelihood": "bernoulli",
+            "sample": (WIDE < 0.5).astype(np.uint8),
+            "encoder": Made(two, 8),
+            "decoder": nn.Sequential(nn.Linear(2, 8), nn.Sigmoid()),
+            "decoder_gives": "parameters",
+        },
+        r"decoder: ends in a sigmoid, .* say decoder_gives='probabilities'",
+    ),
     "few": ({"sample": np.ones((100, 5))}, "sample: 1 different rows, and at least 40 are needed"),
     "holes": ({"sample": np.full((100, 5), np.nan)}, "sample: holds NaN"),
     "half": ({"sample": np.ones((100, 5), np.float16)}, "sample: holds float16"),
@@ -512,6 +524,16 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"name": "No Name"}, "name: String should match"),
     "names": ({"features": ["a"]}, "features: 1 names for 5 numbers a row"),
 }
+
+
+def test_a_last_softmax_is_taken_off() -> None:
+    """Behind whatever leaves its axis as it is: the logits are those before it."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(2, 6), nn.Unflatten(1, (2, 3)), nn.Softmax(-1)).eval()
+    z = torch.randn(8, 2)
+    graph = tracing.traced("decoder", DecoderPart(module, (2,), {"logits": (2, 3)}), z, torch.randn(5, 2))
+    assert tracing.without_last(graph, ("softmax",), last_axis=True)
+    assert torch.equal(graph(z)[0], module[:2](z))
 
 
 @pytest.mark.parametrize("case", LIKELIHOODS)

@@ -210,13 +210,19 @@ def assembled(
 
 def _as_logits(graph: nn.Module, family: Likelihood, gives: DecoderGives) -> DecoderGives:
     """What a decoder gives once a last sigmoid or softmax is taken off, where logits are what the family needs."""
-    if gives not in ("logits", "probabilities"):
-        return gives
-    if gives == "logits":
-        return "parameters"
+    if tuple(family.parameter_names) != ("logits",) or gives == "mean":
+        return "parameters" if gives == "logits" else gives
     several = family.family == "categorical"
-    taken = tracing.without_last(graph, ("softmax",) if several else ("sigmoid",), last_axis=several)
-    return "parameters" if taken else "probabilities"
+    last = "softmax" if several else "sigmoid"
+    taken = tracing.without_last(graph, (last,), last_axis=several)
+    if gives == "probabilities":
+        return "parameters" if taken else gives
+    if taken:
+        raise Unusable(
+            f"decoder: ends in a {last}, so it gives probabilities where logits are taken: say "
+            "decoder_gives='probabilities' (--decoder-gives probabilities), and the logits before it are used"
+        )
+    return "parameters"
 
 
 def _copied(role: str, module: object) -> nn.Module:

@@ -27,8 +27,8 @@ from training.own.given import EncoderGives
 
 MEAN = re.compile(r"(^|[_./])(z_)?(mean|means|mu|loc|location)($|[_./0-9])")
 SPREADS: tuple[tuple[EncoderGives, re.Pattern[str]], ...] = (
-    ("log_variance", re.compile(r"log_?(var|variance|sigma_?sq|sigma2)")),
-    ("log_scale", re.compile(r"log_?(scale|std|sigma|stddev)")),
+    ("log_variance", re.compile(r"(log|ln)_?(var|variance|sigma_?sq|sigma2)")),
+    ("log_scale", re.compile(r"(log|ln)_?(scale|std|sigma|stddev)")),
     ("variance", re.compile(r"(^|[_./])(var|variance)")),
     ("scale", re.compile(r"(^|[_./])(scale|std|stddev|sigma)")),
 )

@@ -43,7 +43,7 @@ def sample(path: Path) -> Sample:
             return {name: np.asarray(found[name]) for name in found.files}
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror or 'not an .npy or .npz file'}") from error
-    except (ValueError, EOFError, BadZipFile) as error:
+    except (ValueError, EOFError, MemoryError, BadZipFile) as error:
         raise Unusable(f"{path}: not an .npy or .npz file of numbers; nothing in it was unpickled") from error
 
 

@@ -202,10 +202,18 @@ def without_last(module: nn.Module, names: tuple[str, ...], last_axis: bool = Fa
             graph.graph.erase_node(node)
             graph.recompile()
             return True
-        if name not in ({"clone", "contiguous", "alias", "detach"} if last_axis else RESHAPING):
+        same = name in ("clone", "contiguous", "alias", "detach") or (name in ("view", "reshape") and _kept_last(node))
+        if not (same if last_axis else name in RESHAPING):
             return False
         node = node.args[0]
     return False
+
+
+def _kept_last(node: fx.Node) -> bool:
+    """Whether a change of shape leaves the last axis as it was."""
+    before = node.args[0]
+    assert isinstance(before, fx.Node)
+    return bool(node.meta["val"].shape[-1] == before.meta["val"].shape[-1])
 
 
 @contextlib.contextmanager

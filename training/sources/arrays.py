@@ -37,7 +37,7 @@ def read(wanted: File) -> Found:
 def _npy(given: bytes, path: str) -> Rows:
     try:
         return np.asarray(np.load(io.BytesIO(given), allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise Unusable(f"{path}: not an .npy file of numbers") from error
 
 
@@ -52,7 +52,7 @@ def _npz(given: bytes, wanted: File) -> Rows:
             if name not in archive.files:
                 raise Unusable(f"{wanted.path}: holds no array {name!r}; it has {names}")
             return np.asarray(archive[name])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise Unusable(f"{wanted.path}: not an .npz file of numbers") from error
 
 

@@ -65,5 +65,5 @@ def _mode(path: Path) -> str:
     try:
         with Image.open(path) as image:
             return "L" if image.mode in GREY else "RGB"
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unusable(f"{path}: not a picture that can be read") from error
