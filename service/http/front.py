@@ -8,6 +8,7 @@ connection: chunked bodies, callers that wait for 100-continue, other methods an
 
 from __future__ import annotations
 
+import math
 from asyncio import TimerHandle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -125,6 +126,7 @@ class Connection(HttpToolsProtocol):
     left = 0  # bytes of the body that is being read, which are still to come
     since: float | None = None  # when a request came that the parser is shown only now
     active = 0.0
+    unread = math.inf  # bytes that the caller hadn't read when that was last looked at
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -258,6 +260,7 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """The caller has read its answers: what it asked in the meantime is met."""
         super().resume_writing()
+        self.unread = math.inf
         if self.entry is None or self.timer is not None:
             self._go_on()
 
@@ -270,7 +273,12 @@ class Connection(HttpToolsProtocol):
         if self.entry is not None or rest > 0:
             self._look_later(max(rest, 1.0))
             return
-        if self.flow.write_paused:  # to close it would wait for a caller who doesn't read
+        if self.flow.write_paused:  # to close it would wait for a caller who doesn't read; one who does has time
+            unread = self.transport.get_write_buffer_size()
+            if unread < self.unread:
+                self.unread = unread
+                self._look_later(self.timeout_keep_alive)
+                return
             self.transport.abort()
         super().timeout_keep_alive_handler()
 

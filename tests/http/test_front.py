@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import json
@@ -15,9 +16,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from uvicorn.server import ServerState
 
-from tests.kit import JSON, NPY, NPZ, Gate, configured, digits, listening, npy, wait_until
+from tests.kit import JSON, NPY, NPZ, Gate, configured, digits, listening, npy, open_house, until, wait_until
 
 X = digits(3)
 HEADERS = {"server-timing", "x-request-id", "date"}  # that differ from one answer to the next
@@ -319,3 +322,69 @@ def test_who_reads_late_has_every_answer(served: tuple[str, FastAPI]) -> None:
             caller.sendall(asked)
         assert [status for status, _, _ in answers(caller, count)] == [200] * count
     wait_until(lambda: app.state.door.inside == 0)
+
+
+class Wire(asyncio.Transport):
+    """A transport to nobody: what was written, and whether it is still read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.reading, self.aborted, self.unread = True, False, 0
+
+    def write(self, data: Any) -> None:
+        """Keep it."""
+        self.written.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        """What hasn't been read."""
+        return self.unread
+
+    def is_reading(self) -> bool:
+        """Whether more is taken."""
+        return self.reading
+
+    def is_closing(self) -> bool:
+        """Once it was aborted."""
+        return self.aborted
+
+    def abort(self) -> None:
+        """Say so."""
+        self.aborted = True
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def pause_reading(self) -> None:
+        """Say so."""
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        """Say so."""
+        self.reading = True
+
+
+@pytest.mark.anyio
+async def test_while_answers_are_not_read_nothing_more_is_met(small: Path) -> None:
+    """And who reads nothing for long is let go, unlike who reads slowly."""
+    async with open_house(configured(small)) as house:
+        speaks = house.app.state.front.protocol()
+        config = uvicorn.Config(house.app, http=speaks, log_config=None, lifespan="off")
+        config.load()
+        connection, wire = speaks(config=config, server_state=ServerState(), app_state={}), Wire()
+        connection.connection_made(wire)
+        asked = request(json.dumps({"inputs": X.tolist()}).encode())
+        connection.data_received(asked)
+        await until(lambda: len(wire.written) == 1)
+        connection.pause_writing()
+        connection.data_received(asked)
+        assert not wire.is_reading()
+        assert house.app.state.door.inside == 0
+        connection.resume_writing()
+        assert wire.is_reading()
+        await until(lambda: len(wire.written) == 2)
+        connection.pause_writing()
+        for connection.active, wire.unread, aborted in ((-1e9, 90, False), (-1e9, 60, False), (-1e9, 60, True)):
+            connection.timeout_keep_alive_handler()
+            assert wire.aborted == aborted
+        connection.connection_lost(None)
