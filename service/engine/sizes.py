@@ -23,6 +23,24 @@ UNTOLD = {"Pad", "Resize", "Upsample", "ConvTranspose", "Col2Im", "MaxUnpool", "
 UNTOLD |= {"AffineGrid", "GridSample", "RoiAlign", "DeformConv"}
 SAME = {"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Shape", "Flatten", "Split"}
 SAME |= {"ReduceSum", "ReduceProd", "ReduceMax", "ReduceMean", "Neg", "Exp", "Log", "Sqrt", "Tanh", "Abs", "Clip"}
+# What gives an array of the shape that it takes.
+ALIKE = {
+    "Abs",
+    "Cast",
+    "Ceil",
+    "Clip",
+    "Cos",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Identity",
+    "LeakyRelu",
+    "Log",
+    "Neg",
+    "Not",
+}
+ALIKE |= {"Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Tanh"}
 KEPT = {"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Slice", "ReduceProd", "Neg", "Abs"}
 JOINED = {"Concat", "Mul", "Max", "Min"}  # their outputs, multiplied, come to no more than their inputs do
 POINTWISE = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Where", "Equal", "Less", "Greater", "And", "Or"}
@@ -75,7 +93,7 @@ def sizes_fault(nodes: Sequence[Node], constants: Mapping[str, Constant]) -> str
             return f"makes a tensor of constants whose size isn't known ({node.op}); have it made before it is exported"
         if asked > MOST:
             return f"asks for a tensor of {_said(asked)} elements ({node.op}); at most {MOST:,} are taken"
-        found = _of(node, inputs, asked)
+        found = _of(node, inputs, asked, [constants.get(name) for name in node.inputs])
         if found.constant:
             made += found.size
             if made > MOST:
@@ -111,25 +129,58 @@ def _range(node: Node, constants: Mapping[str, Constant], inputs: Sequence[Bound
     return math.inf if all(one.constant for one in inputs) else 0.0
 
 
-def _of(node: Node, inputs: Sequence[Bound], asked: float) -> Bound:
+def _of(node: Node, inputs: Sequence[Bound], asked: float, given: Sequence[Constant | None]) -> Bound:
     """The bound of what a node gives."""
     sizes = [max(1.0, one.size) for one in inputs]
     constant = bool(inputs) and all(one.constant for one in inputs) and node.op != "Shape"
-    product, dims = _worth(node.op, inputs, constant), None
-    if node.op in ("Concat", "Sum"):
+    product, dims = _worth(node.op, inputs, constant), _dims(node.op, inputs, given) if constant else None
+    if dims is not None:
+        size = float(math.prod(dims))
+    elif node.op in ("Concat", "Sum"):
         size = sum(sizes)
     elif node.op in SAME:
         size = sizes[0] if sizes else 1.0
     elif node.op in ("ConstantOfShape", "Range"):
         size = asked
-    elif node.op in POINTWISE and all(one.dims is not None for one in inputs):
-        dims = _broadcast([one.dims or () for one in inputs])
-        size = float(math.prod(dims))
     elif node.op in ("MatMul", "Gemm") and all(len(one.dims or ()) == 2 for one in inputs[:2]):
         size = math.prod(one.size / min(one.dims or (1,)) if min(one.dims or (1,)) else 0.0 for one in inputs[:2])
     else:
         size = math.prod(sizes) * max(1.0, asked)
     return Bound(size if constant else 1.0, product, constant, dims)
+
+
+def _dims(op: str, inputs: Sequence[Bound], given: Sequence[Constant | None]) -> tuple[int, ...] | None:
+    """The shape of what is made of constants, where it can be told; given are those that are in the file themselves."""
+    shapes = [one.dims for one in inputs if one.dims is not None]
+    if op in ALIKE:
+        return inputs[0].dims
+    if op in POINTWISE:
+        return _broadcast(shapes) if len(shapes) == len(inputs) else None
+    if len(given) != 2 or inputs[0].dims is None or given[1] is None or given[1].values is None:
+        return None
+    dims, values = inputs[0].dims, [int(value) for value in given[1].values]
+    if op == "Expand":
+        return _broadcast([dims, tuple(map(abs, values))])
+    if op == "Reshape":
+        return _reshaped(math.prod(dims), values)
+    if op == "Unsqueeze" and all(-len(dims) <= value <= len(dims) for value in values):
+        places = sorted(value % (len(dims) + len(values)) for value in values)
+        shape = list(dims)
+        for place in places:
+            shape.insert(place, 1)
+        return tuple(shape)
+    return None
+
+
+def _reshaped(size: int, values: Sequence[int]) -> tuple[int, ...] | None:
+    """So many elements in a shape with at most one −1, as Reshape has it; None where they aren't as many.
+
+    >>> _reshaped(12, [2, -1, 3]), _reshaped(12, [5, -1])
+    ((2, 2, 3), None)
+    """
+    rest = math.prod(value for value in values if value > 0)
+    shape = tuple(size // rest if value == -1 else value for value in values)
+    return shape if min(shape, default=1) > 0 and math.prod(shape) == size else None
 
 
 def _worth(op: str, inputs: Sequence[Bound], constant: bool) -> float:

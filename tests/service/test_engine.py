@@ -210,6 +210,37 @@ def test_what_we_export_is_none_of_that(name: str) -> None:
         assert set(found.manifest.graphs[graph].outputs) <= {name for node in seen.nodes for name in node.outputs}
 
 
+LARGE = sized(49_152, name="a") + sized(1, name="one")
+FOLDED = {
+    "a scale": LARGE
+    + node("Cast", "a", "b")
+    + node("Tanh", "b", "c")
+    + node("Mul", "a c", "d")
+    + node("Log", "d", "y"),
+    "by a number": LARGE + node("Sub", "a one", "b") + node("Exp", "b", "c") + node("Div", "a c", "y"),
+    "reshaped": LARGE
+    + field(5, field(1, 3) + field(2, 7) + field(8, b"to") + field(9, np.array([3, -1, 128], "<i8").tobytes()))
+    + node("Reshape", "a to", "b")
+    + node("Exp", "b", "c")
+    + node("Add", "b c", "y"),
+    "a column": LARGE + whole(-1, name="last") + node("Unsqueeze", "a last", "b") + node("Mul", "b b", "y"),
+}
+
+
+@pytest.mark.parametrize("constants", FOLDED.values(), ids=FOLDED)
+def test_constants_as_large_as_a_picture_are_no_harm(tiny: Artifact, constants: bytes) -> None:
+    """What a graph makes of constants of 3×128×128, element by element, stays as large as that."""
+    assert engine.onnx_fault(tiny.graph("elbo") + field(7, constants)) is None
+
+
+def test_a_column_and_a_row_are_still_multiplied_out(tiny: Artifact) -> None:
+    """Shapes that are followed make no product look small."""
+    column = whole(-1, name="last") + node("Unsqueeze", "a last", "b")
+    fault = engine.onnx_fault(tiny.graph("elbo") + field(7, LARGE + column + node("Mul", "b a", "y")))
+    assert fault is not None
+    assert fault.startswith("makes 2,415,968,256 elements of its constants (Mul)")
+
+
 def test_a_graph_nested_without_end_costs_no_stack() -> None:
     """Graphs within graphs, thousands deep, are walked like any other."""
     graph = field(5, ELSEWHERE)
