@@ -107,7 +107,7 @@ def build(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    operations = _add_routes(app, desk)
+    operations = _add_routes(app, desk, window)
     books = Books(door, metrics, settings.access_log)
     stalled = partial(_stalled, lanes, settings.stall_ms / 1e3)
     app.include_router(health.router(models, door, metrics, stalled))
@@ -178,7 +178,7 @@ def _desk(settings: Settings, models: Models, door: Door, member: Member | None)
     return Desk(models, limits, door, memory, settings.timeout_ms / 1e3, settings.max_timeout_ms / 1e3, keeping)
 
 
-def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
+def _add_routes(app: FastAPI, desk: Desk, window: v2.Window) -> dict[str, Operation[Any]]:
     """The operations by name, each with its routes."""
     tagged: dict[str, tuple[Operation[Any], ...]] = {
         "scores": (*scores.OPERATIONS, *evidence.OPERATIONS),
@@ -187,11 +187,11 @@ def _add_routes(app: FastAPI, desk: Desk) -> dict[str, Operation[Any]]:
     }
     if desk.keeping:
         tagged["calibrations"] = calibrations.OPERATIONS
-    for tag, operations in tagged.items():
-        app.include_router(openapi.router(desk, tag, operations))
+    for operations in tagged.values():
+        app.include_router(openapi.router(desk, operations))
     app.include_router(catalogue.router(desk))
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
-    openapi.install(app, desk, chain.from_iterable(tagged.values()), {"infer": v2.example})
+    openapi.install(app, desk, tagged, partial(v2.described, window), {"infer": v2.example})
     return {operation.name: operation for operation in chain.from_iterable(tagged.values())}
 
 

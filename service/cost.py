@@ -8,10 +8,13 @@ A decayed least squares fit to relative errors, held to what was measured at loa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 DECAY = 0.98  # of what each call weighs, with every further call: about 50 are remembered
 FARTHEST = 4.0  # times as long as expected that one call is taken to have been: a stall teaches little
+
+
+Sums = tuple[float, float, float, float, float]  # of w, w·n, w·n², w·t, w·n·t
 
 
 @dataclass(slots=True)
@@ -25,18 +28,16 @@ class Cost:
 
     row: float = 0.0
     call: float = 0.0
-    _first: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0)
-    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # w, w·n, w·n², w·t, w·n·t
+    _first: Sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+    _sums: Sums = (0.0, 0.0, 0.0, 0.0, 0.0)
 
     @classmethod
     def measured(cls, calls: Sequence[tuple[int, float]]) -> Cost:
         """From calls of a few sizes: (decoder rows, seconds) each."""
         cost = cls()
-        first = [0.0] * 5
-        for rows, seconds in calls:
-            for index, term in enumerate(_terms(rows, seconds, seconds)):
-                first[index] += term
-        cost._first = tuple(first)
+        terms = [_terms(rows, seconds, seconds) for rows, seconds in calls]
+        w, wn, wnn, wt, wnt = (sum(column) for column in zip(*terms, strict=True))
+        cost._first = (w, wn, wnn, wt, wnt)
         cost._solve()
         return cost
 
@@ -52,12 +53,15 @@ class Cost:
         """A call was made, and took so long."""
         expected = self.seconds(rows)
         taken = min(seconds, FARTHEST * expected) if expected > 0 else seconds
-        for index, term in enumerate(_terms(rows, taken, expected or taken)):
-            self._sums[index] = DECAY * self._sums[index] + term
+        # Written out, as is what follows: every small call waits for it.
+        w, wn, wnn, wt, wnt = self._sums
+        d, dn, dnn, dt, dnt = _terms(rows, taken, expected or taken)
+        self._sums = (DECAY * w + d, DECAY * wn + dn, DECAY * wnn + dnn, DECAY * wt + dt, DECAY * wnt + dnt)
         self._solve()
 
     def _solve(self) -> None:
-        w, wn, wnn, wt, wnt = (first + found for first, found in zip(self._first, self._sums, strict=True))
+        (fw, fn, fnn, ft, fnt), (w, wn, wnn, wt, wnt) = self._first, self._sums
+        w, wn, wnn, wt, wnt = fw + w, fn + wn, fnn + wnn, ft + wt, fnt + wnt
         spread = w * wnn - wn * wn
         if spread > 1e-9 * w * wnn:
             row, call = (w * wnt - wn * wt) / spread, (wnn * wt - wn * wnt) / spread
@@ -68,7 +72,7 @@ class Cost:
         self.row, self.call = (wnt / wnn if wnn > 0 else 0.0), 0.0
 
 
-def _terms(rows: int, seconds: float, expected: float) -> tuple[float, ...]:
+def _terms(rows: int, seconds: float, expected: float) -> Sums:
     """One observation's share of the sums; its error counts relative to what was expected."""
     weight = 1.0 / max(expected, 1e-9) ** 2
     return weight, weight * rows, weight * rows * rows, weight * seconds, weight * rows * seconds

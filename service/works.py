@@ -18,13 +18,17 @@ from service.errors import EngineFailed
 SCORE = "score"  # the door to a whole appraisal, beside those to the graphs
 WARM = 64  # decoder rows in the larger of the calls that a graph's cost is first taken from
 TAKEN = 3  # calls of each size, of which the fastest counts
+ENDLESS = 1 << 40
+# What a run is cut to on a CPU: what lies between a graph's layers then stays in the core's own cache, and the memory
+# that a session keeps for it stays small. Measured on the benchmarks' models; with fewer rows, matrices are too thin.
+TILE_SECONDS, TILE_LEAST, TILE_MOST = 0.002, 16, 128
 
 
 class GraphWork(Work):
-    """One graph, as it is."""
+    """One graph, as it is, run on so many decoder rows at a time; see `tile`."""
 
-    def __init__(self, graph: Graph, engine: Engine) -> None:
-        self.name = graph.name
+    def __init__(self, graph: Graph, engine: Engine, tile: int = ENDLESS) -> None:
+        self.name, self._tile = graph.name, tile
         self.drawn = graph.drawn
         self.wide = frozenset(name for name, lead in graph.outputs.items() if lead == "nk")
         self._graph, self._engine = graph, engine
@@ -32,7 +36,8 @@ class GraphWork(Work):
     def compute(self, rows: Mapping[str, Sequence[Array]], bank: Any, draws: slice) -> Arrays:
         """Run the graph on the rows of several tickets, stacked."""
         shared = {self._graph.bank: np.ascontiguousarray(bank[draws])} if self._graph.bank else {}
-        outputs = self._engine.run(self.name, rows, shared)
+        drawn = rows[self.drawn[0]][0].shape[1] if self.drawn else len(next(iter(shared.values()), (None,)))
+        outputs = self._engine.run(self.name, rows, shared, max(TILE_LEAST, self._tile // drawn))
         if outputs.keys() != self._graph.outputs.keys():
             raise EngineFailed(f"{self.name}: it gives {sorted(outputs)}, not {sorted(self._graph.outputs)}")
         count = sum(len(part) for part in next(iter(rows.values())))
@@ -46,9 +51,9 @@ class Appraising(Work):
 
     name = SCORE
 
-    def __init__(self, engine: Engine, manifest: Manifest) -> None:
-        self._elbo = GraphWork(manifest.graphs["elbo"], engine)
-        self._encoder = GraphWork(manifest.graphs["encoder"], engine)
+    def __init__(self, engine: Engine, manifest: Manifest, tile: int = ENDLESS) -> None:
+        self._elbo = GraphWork(manifest.graphs["elbo"], engine, tile)
+        self._encoder = GraphWork(manifest.graphs["encoder"], engine, tile)
         self._manifest = manifest
 
     def compute(self, rows: Mapping[str, Sequence[Array]], bank: Yardstick, _: slice) -> Arrays:
@@ -85,6 +90,13 @@ def cost(found: Artifact, engine: Engine, name: str) -> Cost:
         engine.compute(name, stacked)  # the first call pays for what later ones find ready
         calls.append((count * draws, min(_timed(engine, name, stacked) for _ in range(TAKEN))))
     return Cost.measured(calls)
+
+
+def tile(cost: Cost, engine: Engine) -> int:
+    """How many decoder rows a graph is run on at a time; a row's bits don't depend on that."""
+    if engine.device != "cpu":
+        return ENDLESS
+    return max(TILE_LEAST, min(TILE_MOST, cost.within(TILE_SECONDS)))
 
 
 def _timed(engine: Engine, name: str, feeds: Arrays) -> float:

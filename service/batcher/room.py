@@ -143,7 +143,8 @@ class Batcher:
         outputs = self._lanes.here(lambda: self._work.compute(pieces, bank, slice(None)))
         seconds = time.perf_counter() - started
         self._hold(outputs, len(next(iter(rows.values()))))
-        self._done(outputs, bank, 1, cost, seconds)
+        # What is learnt of it waits until the answer is on its way, at the end of this turn of the loop.
+        asyncio.get_running_loop().call_soon(self._guarded, self._done, outputs, bank, 1, cost, seconds)
         return Answer(outputs, 0.0, seconds)
 
     def check(self, rows: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,13 @@ class Bucketed(Engine):
         pieces = {name: [array] for name, array in feeds.items() if name in rows}
         return self._staged(graph, pieces, {name: array for name, array in feeds.items() if name not in rows})
 
-    def run(self, graph: str, pieces: Mapping[str, Sequence[Array]], shared: Mapping[str, Array]) -> Arrays:
+    def run(
+        self,
+        graph: str,
+        pieces: Mapping[str, Sequence[Array]],
+        shared: Mapping[str, Array],
+        step: int = sys.maxsize,  # noqa: ARG002  a bucket has a size of its own
+    ) -> Arrays:
         """Run one graph on the rows of several tickets, each copied once, into the bucket."""
         return self._staged(graph, pieces, shared)
 

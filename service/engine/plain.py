@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -47,9 +48,22 @@ class Engine:
         except Exception as error:  # the runtime's exceptions share no base class
             raise failure(graph, error, self.runtime) from error
 
-    def run(self, graph: str, pieces: Mapping[str, Sequence[Array]], shared: Mapping[str, Array]) -> Arrays:
-        """Run one graph on the rows of several tickets, copied once: pieces by input, and what all of them share."""
-        return self.compute(graph, {name: joined(parts) for name, parts in pieces.items()} | dict(shared))
+    def run(
+        self, graph: str, pieces: Mapping[str, Sequence[Array]], shared: Mapping[str, Array], step: int = sys.maxsize
+    ) -> Arrays:
+        """Run one graph on the rows of several tickets, copied once: pieces by input, and what all of them share.
+
+        No more than `step` rows at a time.
+        """
+        count = sum(map(len, next(iter(pieces.values()))))
+        if count <= step:
+            return self.compute(graph, {name: joined(parts) for name, parts in pieces.items()} | dict(shared))
+        found = []
+        for start in range(0, count, step):
+            rows = slice(start, start + step)
+            feeds = {name: joined(list(within(parts, rows))) for name, parts in pieces.items()}
+            found.append(self.compute(graph, feeds | dict(shared)))
+        return {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
 
     def release(self) -> None:
         """Let go of all that it has memory in, whoever still has the engine; no call may follow.
@@ -78,6 +92,20 @@ def trim() -> None:
 def joined(parts: Sequence[Array]) -> Array:
     """Parts one below the other; one that is contiguous is taken as it is."""
     return np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])
+
+
+def within(parts: Sequence[Array], rows: slice) -> Iterator[Array]:
+    """What some of all rows are made of, part by part.
+
+    >>> [part.tolist() for part in within([np.arange(3), np.arange(3, 5), np.arange(5, 9)], slice(1, 5))]
+    [[1, 2], [3, 4]]
+    """
+    begins = 0
+    for part in parts:
+        first, last = max(rows.start - begins, 0), min(rows.stop - begins, len(part))
+        begins += len(part)
+        if first < last:
+            yield part[first:last]
 
 
 def failure(graph: str, error: Exception, runtime: Runtime | None) -> EngineFailed:

@@ -7,7 +7,7 @@ reads. A buffer serves every shape of the grid, so it begins at one address for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import onnxruntime as ort
 from service.artifact import Array, Arrays
 from service.engine.cuda import DOWN, UP, Runtime
 from service.engine.grid import Grid, Layout, Port, Tile
+from service.engine.plain import within
 
 Shape = tuple[int, int]
 Rows = Mapping[str, Sequence[Array]]
@@ -181,20 +182,6 @@ def copy_rows(view: Array, parts: Sequence[Array], tile: Tile, *, drawn: bool) -
     if drawn:
         view[:rows, draws:] = view[:rows, draws - 1 : draws]
     view[rows:] = view[rows - 1]
-
-
-def within(parts: Sequence[Array], rows: slice) -> Iterator[Array]:
-    """What some of all rows are made of, part by part.
-
-    >>> [part.tolist() for part in within([np.arange(3), np.arange(3, 5), np.arange(5, 9)], slice(1, 5))]
-    [[1, 2], [3, 4]]
-    """
-    begins = 0
-    for part in parts:
-        first, last = max(rows.start - begins, 0), min(rows.stop - begins, len(part))
-        begins += len(part)
-        if first < last:
-            yield part[first:last]
 
 
 def holds(view: Array, bank: Array) -> bool:

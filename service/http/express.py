@@ -25,7 +25,7 @@ from service.errors import Problem
 from service.http.exchange import Held, Memory
 from service.http.scores import Columns, Score, plain
 from service.http.telemetry import Books, Sitting
-from service.models import Model
+from service.models import Model, Models
 
 if TYPE_CHECKING:
     from service.http.front import Connection
@@ -124,9 +124,13 @@ class Known:
 class Counter:
     """Where requests of one path wait, and are answered together."""
 
-    def __init__(self, speaker: Speaker, books: Books, memory: Memory, timeout: float, lanes: int) -> None:
+    def __init__(
+        self, speaker: Speaker, books: Books, models: Models, memory: Memory, timeout: float, lanes: int
+    ) -> None:
         self.speaker = speaker
         self.memory = memory
+        self._models = models
+        self._found: tuple[int, Model] | None = None  # whom the speaker asks, as long as nothing changes
         self._books = books
         self._timeout = timeout
         self._most = lanes  # tickets at once: what comes meanwhile makes the next
@@ -138,7 +142,7 @@ class Counter:
     def add(self, entry: Entry) -> None:
         """A request is whole."""
         try:
-            model = self.speaker.model()
+            model = self._model()
             model.scores.check(model.draws)
             entry.held.resize(len(entry.body) * HELD)
         except Exception:  # what is wrong is said step by step
@@ -150,6 +154,12 @@ class Counter:
         if not self._sweeping:
             self._sweeping = True
             asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    def _model(self) -> Model:
+        if self._found is None or self._found[0] != self._models.changes:
+            self._found = None
+            self._found = self._models.changes, self.speaker.model()
+        return self._found[1]
 
     def drop(self, entry: Entry) -> None:
         """Its caller has gone: what nobody else waits for is never computed."""
@@ -180,7 +190,7 @@ class Counter:
         if not self._waiting:
             return
         try:
-            model = self.speaker.model()
+            model = self._model()
             door = model.scores
         except Exception:
             self._hand_back([self._waiting.popleft() for _ in range(len(self._waiting))])
@@ -309,8 +319,12 @@ class Counter:
                     entry.connection.answered(entry, heads, body, timing)
                 start = stop
         finally:
-            self._books.close_many("score", sitting.model.manifest.name, sitting)
-            self.speaker.count(sitting, time.perf_counter() - began)
+            # Written down once the answers are on their way: that happens at the end of this turn of the loop.
+            asyncio.get_running_loop().call_soon(self._write_down, sitting, time.perf_counter() - began)
+
+    def _write_down(self, sitting: Sitting, seconds: float) -> None:
+        self._books.close_many("score", sitting.model.manifest.name, sitting)
+        self.speaker.count(sitting, seconds)
 
     def _hand_back(self, entries: list[Entry]) -> None:
         """Have requests answered one by one, where what is wrong with them is said."""

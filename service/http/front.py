@@ -85,9 +85,9 @@ class Front:
             if len(self._counters) >= ROUTES:  # those who have callers end with these
                 self._counters.clear()
                 self.known.clear()
-            counter = self._counters[key] = Counter(
-                speaker, self.books, self.desk.memory, self.desk.timeout, self.lanes
-            )
+            desk = self.desk
+            counter = Counter(speaker, self.books, desk.models, desk.memory, desk.timeout, self.lanes)
+            self._counters[key] = counter
         self.known[head] = Known(route, heads, query, length, counter)
 
     def route(self, url: bytes) -> Route | None:

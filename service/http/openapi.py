@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
 from service.artifact import Array
@@ -72,25 +74,35 @@ class ProblemBody(BaseModel):
     request_id: str
 
 
-def router(desk: Desk, tag: str, operations: Iterable[Operation[Any]]) -> APIRouter:
-    """Each operation's two paths, with and without a version, and what its page says.
+def router(desk: Desk, operations: Iterable[Operation[Any]]) -> APIRouter:
+    """Each operation's two paths, with and without a version.
 
-    FastAPI's routes are for the page. Requests are met by Starlette's, which come first and do less.
+    Requests are met by Starlette's routes, which do less than FastAPI's; `described` makes those, for the page alone.
     """
+    routes = APIRouter()
+    for operation in operations:
+        for path in _paths(operation):
+            routes.add_route(path, _endpoint(desk, operation), methods=["POST"], include_in_schema=False)
+    return routes
+
+
+def described(desk: Desk, tag: str, operations: Iterable[Operation[Any]]) -> APIRouter:
+    """What the page says of each operation's paths. To make it takes as long as all else that a service is made of."""
     routes = APIRouter(tags=[tag])
     for operation in operations:
-        endpoint = _endpoint(desk, operation)
-        root, name, said = "/v1/models/{model}", operation.name, operation.work.__doc__
-        same = f"{said}\n\nThe same as `{root}/{name}`, of the version that is named."
-        paths = {f"{root}/{name}": said, f"{root}/versions/{{version}}/{name}": same}
-        for path in paths:
-            routes.add_route(path, endpoint, methods=["POST"], include_in_schema=False)
-        for path, description in paths.items():
-            extra = _page(operation)
+        extra, endpoint = _page(operation), _endpoint(desk, operation)
+        for path, said in _paths(operation).items():
             routes.add_api_route(
-                path, endpoint, methods=["POST"], name=name, description=description, openapi_extra=extra
+                path, endpoint, methods=["POST"], name=operation.name, description=said, openapi_extra=extra
             )
     return routes
+
+
+def _paths(operation: Operation[Any]) -> dict[str, str | None]:
+    """An operation's paths, and what is said of each."""
+    root, name, said = "/v1/models/{model}", operation.name, operation.work.__doc__
+    same = f"{said}\n\nThe same as `{root}/{name}`, of the version that is named."
+    return {f"{root}/{name}": said, f"{root}/versions/{{version}}/{name}": same}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -145,18 +157,25 @@ def _query(operation: Operation[Any]) -> list[dict[str, Any]]:
 
 
 def install(
-    app: FastAPI, desk: Desk, operations: Iterable[Operation[Any]], bodies: Mapping[str, Callable[[Model], Any]]
+    app: FastAPI,
+    desk: Desk,
+    tagged: Mapping[str, Iterable[Operation[Any]]],
+    more: Callable[[], Iterable[BaseRoute]],
+    bodies: Mapping[str, Callable[[Model], Any]],
 ) -> None:
     """Serve the schema and its page. What depends on the models is made anew at each request.
 
-    bodies makes a model's example for what isn't an operation of ours, by the end of its path.
+    tagged are the operations by the page's headings. more gives routes that only the page knows, and bodies a model's
+    example for what isn't an operation of ours, by the end of its path.
     """
-    named = {operation.name: operation for operation in operations}
+    named = {operation.name: operation for operations in tagged.values() for operation in operations}
     answers = Answers(desk)
 
     @cache
     def made() -> dict[str, Any]:
-        return get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        ours = chain.from_iterable(described(desk, tag, operations).routes for tag, operations in tagged.items())
+        routes = [*ours, *app.routes, *more()]
+        return get_openapi(title=app.title, version=app.version, description=app.description, routes=routes)
 
     @app.get(SCHEMA, include_in_schema=False)
     async def openapi(request: Request) -> Response:

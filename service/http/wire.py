@@ -187,7 +187,7 @@ def check_count(body: bytes, array: str | None, limits: Limits, event: tuple[int
     rows = limits.rows if array else 0
     arrays = sum(prod(event[:depth]) for depth in range(len(event)))
     commas, brackets = max(rows * prod(event), FLOOR), max(rows * arrays, FLOOR // 4)
-    if body.count(b",") > commas + SCALARS or body.count(b"[") > brackets + SCALARS:
+    if text.count(body, b",") > commas + SCALARS or text.count(body, b"[") > brackets + SCALARS:
         _check_depth(body, limits)
         raise TooLarge(f"the body holds more than the limit of {limits.rows} rows of {prod(event)} numbers")
 
@@ -212,7 +212,7 @@ def _numbers(value: Any, body: bytes, limits: Limits) -> Array:
     flat = np.frombuffer(value.as_buffer(of_type="d"), np.float64)
     # With all lengths right, an array too many can only hide where a number should be.
     arrays = sum(prod(shape[:depth]) for depth in range(len(shape)))
-    if body.count(b"[") != arrays or flat.size != prod(shape):
+    if text.count(body, b"[") != arrays or flat.size != prod(shape):
         raise ValueError("ragged")
     return flat.reshape(shape)
 

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -91,8 +91,9 @@ async def load(folder: Path, workshop: Workshop) -> Model:
 def put_up(opened: Opened, workshop: Workshop) -> Model:
     """A model of what was opened, with a door to each of its graphs, which is not served yet."""
     manifest, engine, costs = opened.found.manifest, opened.engine, opened.costs
-    done: list[Work] = [GraphWork(graph, engine) for graph in manifest.graphs.values()]
-    done.append(Appraising(engine, manifest))
+    tiles = {name: works.tile(cost, engine) for name, cost in costs.items()}
+    done: list[Work] = [GraphWork(graph, engine, tiles[name]) for name, graph in manifest.graphs.items()]
+    done.append(Appraising(engine, manifest, tiles[SCORE]))
     doors = {
         work.name: Batcher(
             work,
@@ -115,7 +116,7 @@ def open_artifact(folder: Path, opener: Opener, state: Path | None = None, false
     found = artifact.read(folder)
     engine = opener(found)
     costs = {name: works.cost(found, engine, name) for name in found.manifest.graphs}
-    costs[SCORE] = works.cost(found, engine, "elbo")
+    costs[SCORE] = replace(costs["elbo"])  # of its own: each learns from its calls
     return Opened(found, engine, costs, footing.find(found, found.digest, state, false_alarm))
 
 

@@ -31,15 +31,20 @@ class Models:
         self._looked = False
         self._calibrating: dict[Key, asyncio.Lock] = {}
         self._defaults: dict[str, Model] = {}  # what answers without a version; asked at every request
+        self.changes = 0  # so often has what is found here changed: who keeps what it found looks at this
 
     # ------------------------------------------------------------ as they come and go
 
     def found(self, keys: set[Key]) -> None:
         """Say what lies on disk at the start and will be opened: what readiness waits for."""
-        self._defaults.clear()
+        self._change()
         self._found |= keys
         self._first |= {name for name, _ in keys}
         self._looked = True
+
+    def _change(self) -> None:
+        self._defaults.clear()
+        self.changes += 1
 
     @property
     def settled(self) -> bool:
@@ -48,12 +53,12 @@ class Models:
 
     def begin(self, key: Key) -> None:
         """Say what is being opened while others are served; it has no part in readiness until it is."""
-        self._defaults.clear()
+        self._change()
         self._loading.add(key)
 
     def serve(self, model: Model) -> None:
         """Serve a model from now on."""
-        self._defaults.clear()
+        self._change()
         self._served[model.key] = model
         self._found.add(model.key)
         self._loading.discard(model.key)
@@ -62,21 +67,21 @@ class Models:
 
     def refuse(self, name: str, version: int, reason: str) -> None:
         """Remember why a model isn't served; one that was served already still is."""
-        self._defaults.clear()
+        self._change()
         self._found.add((name, version))
         self._loading.discard((name, version))
         self._refused[name, version] = reason
 
     def unload(self, key: Key) -> Model | None:
         """Serve a version no more, though it lies on disk; the model that was served, which is to be put away."""
-        self._defaults.clear()
+        self._change()
         self._unloaded.add(key)
         self._refused.pop(key, None)
         return self._retire(key)
 
     def forget(self, key: Key) -> Model | None:
         """The same of a version that isn't on disk any more."""
-        self._defaults.clear()
+        self._change()
         self._found.discard(key)
         self._unloaded.discard(key)
         self._refused.pop(key, None)

@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from service import artifact
+from service import artifact, works
 from service.artifact import Array, Arrays, Artifact, Graph
+from service.cost import Cost
 from service.engine import CUDA, Bucketed, Engine, Plan, grid, open_engine, opening
 from service.engine.cuda import Gate, Runtime, load
 from service.engine.grid import Tile
@@ -101,6 +102,48 @@ def test_without_buckets_pieces_are_joined_once() -> None:
         assert_same(seeing.run("elbo", pieces, shared), opened.compute("elbo", given))
         assert (asked[-1]["x"] is pieces["x"][0]) == (not places)
         assert asked[-1]["noise"] is shared["noise"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiles_change_no_bit(name: str) -> None:
+    """Rows that are run a few at a time, across the seams between tickets, have the bits of one run."""
+    found = read(name)
+    opened = open_engine(found)
+    for graph in found.manifest.graphs.values():
+        given = feeds(found, graph, 11, 3)
+        wanted = opened.compute(graph.name, given)
+        for places, step in itertools.product(((), (1, 6, 6)), (1, 4, 11, 12)):
+            pieces, shared = cut(given, graph, places)
+            assert_same(opened.run(graph.name, pieces, shared, step), wanted)
+
+
+def test_a_call_is_cut_to_tiles_by_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many decoder rows at a time as take a moment, on the CPU; at least a few rows, however many draws."""
+    asked: list[int] = []
+
+    class Seeing(Engine):
+        def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
+            asked.append(len(feeds["x"]))
+            return super().compute(graph, feeds)
+
+    found = read("tiny")
+    opened = open_engine(found)
+    seeing = Seeing(opened.device, opened.providers, opened.fallback, opened.sessions)
+    monkeypatch.setattr(works, "TILE_SECONDS", 1.0)
+    size = works.tile(Cost(row=1 / 48), seeing)
+    assert size == 48
+    for rows, draws, wanted in ((100, 1, [48, 48, 4]), (100, 2, [24] * 4 + [4]), (40, 48, [16, 16, 8]), (5, 64, [5])):
+        graph = found.manifest.graphs["elbo"]
+        given = feeds(found, graph, rows, draws)
+        pieces, shared = cut(given, graph, ())
+        asked.clear()
+        assert_same(
+            works.GraphWork(graph, seeing, size).compute(pieces, shared["noise"], slice(None)),
+            opened.compute("elbo", given),
+        )
+        assert asked == wanted
+    assert works.tile(Cost(row=1.0), seeing) == works.TILE_LEAST
+    assert works.tile(Cost(row=1e-9), seeing) == works.TILE_MOST
 
 
 def test_wide_outputs_make_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.routing import BaseRoute
 
 from service.http import scores
 from service.http.admin import Admin
@@ -29,7 +30,7 @@ from service.http.v2.tally import Tally
 from service.metrics import Metrics
 from service.models import Model
 
-__all__ = ["Finder", "example", "router", "window"]
+__all__ = ["Finder", "Window", "described", "example", "router", "window"]
 
 SCORE = {operation.name: operation for operation in scores.OPERATIONS}[DEFAULT]
 Reasons = Callable[[], list[str]]
@@ -44,6 +45,11 @@ def window(desk: Desk, operations: Iterable[Operation[Any]], metrics: Metrics) -
 def router(window: Window, faults: Reasons, unready: Reasons, admin: Admin | None = None) -> APIRouter:
     """Every path under /v2; faults and unready say why the service isn't live or ready, and admin changes models."""
     return routes.router(window, faults, unready, admin)
+
+
+def described(window: Window) -> list[BaseRoute]:
+    """Routes that only the page with the schema knows."""
+    return routes.described(window).routes
 
 
 def example(model: Model) -> dict[str, Any]:

@@ -61,6 +61,18 @@ def router(
     routes = APIRouter(tags=["v2"])
     for path in MODEL:
         routes.add_route(f"{path}/infer", window.infer, methods=["POST"], include_in_schema=False)
+    _add_server(routes, faults, unready, (*EXTENSIONS, "model_repository") if admin else EXTENSIONS)
+    _add_models(routes, window)
+    _add_index(routes, window)
+    _add_control(routes, window, admin)
+    for path, what in ABSENT.items():
+        routes.add_route(path, _absent(what), methods=METHODS, include_in_schema=False)
+    return routes
+
+
+def described(window: Window) -> APIRouter:
+    """What the page says of inferences, which Starlette's routes meet."""
+    routes, extra = APIRouter(tags=["v2"]), pages.infer()
     for path in MODEL:
         routes.add_api_route(
             f"{path}/infer",
@@ -68,14 +80,8 @@ def router(
             methods=["POST"],
             name="infer",
             description=pages.INFER,
-            openapi_extra=pages.infer(),
+            openapi_extra=extra,
         )
-    _add_server(routes, faults, unready, (*EXTENSIONS, "model_repository") if admin else EXTENSIONS)
-    _add_models(routes, window)
-    _add_index(routes, window)
-    _add_control(routes, window, admin)
-    for path, what in ABSENT.items():
-        routes.add_route(path, _absent(what), methods=METHODS, include_in_schema=False)
     return routes
 
 
