@@ -15,12 +15,13 @@ from service import anomaly, calibration, noise, scoring
 from service.anomaly import Statistics
 from service.artifact import Array, Arrays, Manifest
 from service.calibration import References
-from service.errors import EngineFailed
+from service.errors import EngineFailed, EngineLost
 from service.scoring import Doubles
 
-Ask = Callable[[], Arrays]
+Ask = Callable[[Array], Arrays]
 
 NORMED = "density_of_states"  # the score that the posterior's norms are for
+POSTERIOR = ("mean", "log_scale")  # what encoder.onnx gives
 P = "p."  # what the p-value of a score is named by
 
 
@@ -56,10 +57,10 @@ class Yardstick:
 def appraise(x: Array, outputs: Arrays, encode: Ask, manifest: Manifest, by: Yardstick) -> Arrays:
     """All that is said of rows by default, (rows,) float64 each.
 
-    outputs are those of elbo.onnx; encode asks encoder.onnx for the same rows, if it is needed. The bound and its
+    outputs are those of elbo.onnx; encode asks encoder.onnx for rows, if it is needed. The bound and its
     error, scores by their names, and the p-value of each as `p.NAME`, NaN for rows that no reference row is like.
     """
-    bound, statistics = measure(outputs, _norms(encode, by), by.bank)
+    bound, statistics = measure(outputs, _norms(x, encode, manifest, by), by.bank)
     found = {"elbo_error": bound.error}
     fitted = by.references.fitted if by.references else {}
     values = anomaly.values(statistics, fitted)
@@ -74,16 +75,32 @@ def appraise(x: Array, outputs: Arrays, encode: Ask, manifest: Manifest, by: Yar
     return found
 
 
-def _norms(encode: Ask, by: Yardstick) -> Arrays | None:
-    """The posterior, where a score needs it. If the encoder fails only that score is lost, unless it decides."""
+def _norms(x: Array, encode: Ask, manifest: Manifest, by: Yardstick) -> Arrays | None:
+    """The posterior, where a score needs it.
+
+    Rows that the encoder fails on have none, and their neighbours have theirs. Where that score decides there would be
+    nothing to say of such a row: the call fails, so that whose row it is can be found.
+    """
     if not by.normed:
         return None
     try:
-        return encode()
+        return encode(x)
+    except EngineLost:
+        raise
     except EngineFailed:
         if by.references and by.references.chosen == NORMED:
             raise
-        return None
+    parts = [_one(row, encode, manifest) for row in np.split(x, len(x))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in POSTERIOR}
+
+
+def _one(row: Array, encode: Ask, manifest: Manifest) -> Arrays:
+    try:
+        return encode(row)
+    except EngineLost:
+        raise
+    except EngineFailed:
+        return {name: np.full((1, manifest.latent_size), np.nan) for name in POSTERIOR}
 
 
 def measure(

@@ -60,11 +60,11 @@ class Appraising(Work):
         """Appraise the rows of several tickets by the yardstick that they share."""
         stacked = rows["x"] if len(rows["x"]) == 1 else [np.concatenate(rows["x"])]
         outputs = self._elbo.compute({"x": stacked}, bank.bank.noise, slice(None))
-        return appraise(stacked[0], outputs, lambda: self._posterior(stacked), self._manifest, bank)
+        return appraise(stacked[0], outputs, self._posterior, self._manifest, bank)
 
-    def _posterior(self, stacked: Sequence[Array]) -> Arrays:
+    def _posterior(self, x: Array) -> Arrays:
         try:
-            return self._encoder.compute({"x": stacked}, None, slice(None))
+            return self._encoder.compute({"x": [x]}, None, slice(None))
         except EngineFailed:
             raise
         except Exception as error:  # whatever it is, it is no fault of the bound's

@@ -208,7 +208,7 @@ async def appraised(model: Model, x: Array, by: Yardstick, errand: Errand) -> Ar
     outputs = await errand.ask(model, "elbo", {"x": x}, by.bank)
     posterior = await _posterior(model, x, errand) if by.normed else {}
 
-    def encode() -> Arrays:
+    def encode(_: Array) -> Arrays:
         if isinstance(posterior, EngineFailed):
             raise posterior
         return posterior

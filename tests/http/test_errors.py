@@ -139,6 +139,37 @@ class Broken(Engine):
                 return {name: array[1:] for name, array in outputs.items()}
 
 
+@dataclass(frozen=True)
+class Picky(Engine):
+    """An engine whose encoder can't bear a row of zeros."""
+
+    def compute(self, graph: str, feeds: Mapping[str, Array]) -> Arrays:
+        """Fail for everybody in the call."""
+        if graph == "encoder" and not feeds["x"].reshape(len(feeds["x"]), -1).any(axis=1).all():
+            raise RuntimeError("zeros")
+        return super().compute(graph, feeds)
+
+
+async def test_a_row_that_the_encoder_fails_on_costs_its_neighbours_nothing(small: Path) -> None:
+    """It has no density of states; theirs are, to the last bit, what they are alone."""
+
+    def opener(found: Artifact) -> Engine:
+        engine = open_engine(found, "cpu")
+        return Picky(engine.device, engine.providers, engine.fallback, engine.sessions)
+
+    rows = digits(3)
+    rows[1] = 0
+    async with open_house(configured(small), opener=opener) as house:
+        found = (await house.answer("tiny/score", {"inputs": rows.tolist()}))["scores"]["density_of_states"]
+        assert found["value"][1] is found["p_value"][1] is None
+        for place in (0, 2):
+            alone = (await house.answer("tiny/score", {"inputs": rows[place : place + 1].tolist()}))["scores"][
+                "density_of_states"
+            ]
+            assert alone["value"][0] is not None
+            assert alone == {name: [found[name][place]] for name in alone}
+
+
 @pytest.mark.parametrize("fault", ["raises", "loses an output", "loses a row"])
 async def test_our_mistake_is_a_500_with_a_reference_and_a_log_line(
     small: Path, caplog: pytest.LogCaptureFixture, fault: Fault
@@ -156,6 +187,6 @@ async def test_our_mistake_is_a_500_with_a_reference_and_a_log_line(
         assert any(body["request_id"] in record.getMessage() for record in caplog.records)
         assert "deadbeef" not in str(body)
         scores = (await house.answer("tiny/score", BODY))["scores"]
-        assert "elbo" in scores
-        assert "density_of_states" not in scores  # which alone needs the encoder
+        assert scores["elbo"]["value"][0] is not None
+        assert scores["density_of_states"] == {"value": [None], "p_value": [None]}  # which alone needs the encoder
         assert (await house.client.get("/livez")).status_code == 200
