@@ -240,10 +240,15 @@ def work(settings: Settings, listeners: list[socket.socket], member: Member | No
     """Serve in this process; the exit status."""
     import uvloop
 
-    gc.collect()
-    gc.freeze()  # what is loaded by now stays; going through it again and again would only hold requests up
-    gc.set_threshold(50_000, 20, 50)  # a request leaves few cycles behind
+    settle()
     return uvloop.run(run(settings, listeners, member))
+
+
+def settle() -> None:
+    """Have Python look for garbage seldom, and not among what is loaded by now."""
+    gc.collect()
+    gc.freeze()  # it stays; going through it again and again would only hold requests up
+    gc.set_threshold(50_000, 20, 50)  # a request leaves few cycles behind
 
 
 def offline(settings: Settings, asked: argparse.Namespace) -> int:

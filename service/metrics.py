@@ -6,9 +6,10 @@ asked adds them up. What is so now (what is served, what p-values rest on) is sa
 
 from __future__ import annotations
 
+import asyncio
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -301,10 +302,14 @@ class Metrics:
         for gauge, value in now.items():
             gauge.set(value)
 
-    def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+    async def text(self) -> bytes:
+        """All of it, as Prometheus reads it: thousands of lines, of which the loop writes a metric's at a time."""
         self.share()
-        return generate_latest(self._merged or self.registry)
+        registry, parts = self._merged or self.registry, []
+        for metric in await asyncio.to_thread(lambda: list(registry.collect())):  # reads others' files, and /proc
+            parts.append(generate_latest(_One(metric)))
+            await asyncio.sleep(0)
+        return b"".join(parts)
 
 
 def observe_all(histogram: Histogram, amounts: Sequence[float]) -> None:
@@ -342,6 +347,18 @@ class _Files(Collector):
                 parent = _said(os.getppid()).get(f"{CPU}_total", 0.0)
                 metric.samples = [one._replace(value=one.value + parent) for one in metric.samples]
             yield metric
+
+
+class _One(CollectorRegistry):
+    """A registry of one metric, as it is."""
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        """It."""
+        yield self._metric
 
 
 class _Processes(Collector):

@@ -57,7 +57,7 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
         metrics.ready.set(not unready(models, door))
         metrics.inside.set(door.inside)
         _show_calibrations(metrics, models)
-        return Response(metrics.text(), headers={"content-type": metrics.content_type})
+        return Response(await metrics.text(), headers={"content-type": metrics.content_type})
 
     return routes
 
