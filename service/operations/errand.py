@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from service import noise
 from service.appraisal import Yardstick
 from service.artifact import Array, Arrays
+from service.errors import Late
 from service.models import Model
 
 T = TypeVar("T")
@@ -48,10 +49,32 @@ class Errand:
         return answer.outputs
 
 
-def chunks(count: int, width: int) -> Iterator[slice]:
-    """Slices of `count` things of `width` numbers each, none holding more than PIECE numbers if it can be helped."""
-    step = max(1, PIECE // max(1, width))
+def chunks(count: int, width: int = 1, step: int | None = None) -> Iterator[slice]:
+    """Slices of `count` things of `width` numbers each, none holding more than PIECE numbers if it can be helped.
+
+    step: how many things to a slice instead.
+    """
+    step = step or max(1, PIECE // max(1, width))
     return (slice(start, min(count, start + step)) for start in range(0, count, step))
+
+
+def in_time(parts: Iterable[slice], rows: int, errand: Errand) -> Iterator[slice]:
+    """The parts of so many rows, in turn; Late as soon as those that are done tell that the others will be."""
+    clock, began, first = asyncio.get_running_loop().time, 0.0, 0
+    for count, part in enumerate(parts):
+        if count == 1:  # the first rows also pay for what is made once: noise, and an import
+            began, first = clock(), part.start
+        elif count:
+            refuse_late(part.start - first, rows - first, clock(), began, errand)
+        yield part
+
+
+def refuse_late(done: int, rows: int, now: float, began: float, errand: Errand) -> None:
+    """Late, as soon as the rows that are done tell that the others won't be in time."""
+    need = (now - began) * (rows - done) / done if done > 0 else 0.0
+    if now + need > errand.deadline:
+        said = f"{done} of {rows} rows took {now - began:.3g} s, and the others would take about {need:.3g} s"
+        raise Late(f"the deadline can't be met: {said}; send fewer rows or draws, or set X-Timeout-Ms", max(1.0, need))
 
 
 async def together(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, T]) -> tuple[T, T]:

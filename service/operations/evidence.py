@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from service import evidence, scoring
 from service.artifact import Array
-from service.errors import Late
 from service.evidence import Estimate
 from service.models import Model
-from service.operations.errand import Errand, off_loop
+from service.operations.errand import Errand, chunks, in_time, off_loop
 from service.operations.posterior import worked
 from service.operations.rows import admitted
 
@@ -72,24 +71,11 @@ async def evidence_of(
     posterior = await errand.ask(model, "encoder", {"x": x})
     parts = []
     step = max(1, AT_ONCE // (plan.last * plan.latent_size))
-    loop, began = asyncio.get_running_loop(), 0.0
-    for start in range(0, len(x), step):
-        if start == step:  # the first rows also pay for what is made once: noise, and an import
-            began = loop.time()
-        refuse_late(start - step, len(x) - step, loop.time(), began, errand)
-        rows = slice(start, start + step)
+    for rows in in_time(chunks(len(x), step=step), len(x), errand):
         scale = np.exp(np.asarray(posterior["log_scale"][rows], np.float64))
         work = evidence.steps(posterior["mean"][rows], scale, plan, confidence, model.manifest.prior.moments)
         parts.append(await worked(model, x[rows], work, errand))
     return Evidence(_together(parts), bound, seed, draws, confidence, independent=True)
-
-
-def refuse_late(done: int, rows: int, now: float, began: float, errand: Errand) -> None:
-    """Late, as soon as the rows that are done tell that the others won't be in time."""
-    need = (now - began) * (rows - done) / done if done > 0 else 0.0
-    if now + need > errand.deadline:
-        said = f"{done} of {rows} rows took {now - began:.3g} s, and the others would take about {need:.3g} s"
-        raise Late(f"the deadline can't be met: {said}; send fewer rows or draws, or set X-Timeout-Ms", max(1.0, need))
 
 
 async def _plain(model: Model, x: Array, draws: int, seed: int, confidence: float, errand: Errand) -> Evidence:

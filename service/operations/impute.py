@@ -13,7 +13,7 @@ from service.artifact import Array, Arrays, Manifest
 from service.errors import TooLarge
 from service.models import Model
 from service.operations.draws import encoded
-from service.operations.errand import PIECE, Errand, chunks
+from service.operations.errand import PIECE, Errand, chunks, in_time
 from service.operations.posterior import pooled
 from service.operations.rows import admitted
 
@@ -73,7 +73,7 @@ async def impute(model: Model, inputs: Array, *, draws: int = 16, seed: int = 0,
     imputations = np.repeat(outputs[:, None], draws, axis=1)
     holes = np.asarray(np.isnan(x), np.bool_)
     worth, k = np.empty(len(x)), np.empty(len(x))
-    for rows in chunks(len(x), plan.last * _width(model.manifest)):
+    for rows in in_time(chunks(len(x), plan.last * _width(model.manifest)), len(x), errand):
         drawn = await pooled(model, x[rows], q[rows], plan, errand)
         weights = await asyncio.to_thread(conditional.weigh, drawn.log_weight)
         worth[rows], k[rows] = weights.effective_draws, weights.pareto_k

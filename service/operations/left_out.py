@@ -12,7 +12,7 @@ from service.artifact import Array
 from service.evidence import Plan, Pool
 from service.models import Model
 from service.operations.draws import Normal, encoded
-from service.operations.errand import Errand, chunks
+from service.operations.errand import Errand, chunks, in_time
 from service.operations.posterior import pooled
 
 Doubles = NDArray[np.float64]
@@ -45,7 +45,8 @@ async def left_out(model: Model, x: Array, bank: noise.Bank, errand: Errand) -> 
     plan = evidence.pooling(pool(bank.draws), bank.seed, model.manifest.latent_size)
     draw = _of_q if "posterior" in model.manifest.graphs else _fitted
     values, k = np.empty((len(x), *shape)), np.empty((len(x), *shape))
-    for rows in chunks(len(x), COPIES * plan.last * max(size, 4 * plan.latent_size)):
+    parts = chunks(len(x), COPIES * plan.last * max(size, 4 * plan.latent_size))
+    for rows in in_time(parts, len(x), errand):
         weights, terms = await draw(model, x[rows], plan, errand)
         left = await asyncio.to_thread(conditional.left_out, weights, terms.reshape(len(terms), plan.last, size))
         values[rows], k[rows] = (part.reshape(-1, *shape) for part in left)

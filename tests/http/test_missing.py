@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 
 from service import artifact
 from service.artifact import Array
+from service.errors import Late
 from tests.kit import JSON, NPY, NPZ, House, answered, configured, npy, open_house, refused
 
 pytestmark = pytest.mark.anyio
@@ -305,3 +306,23 @@ async def test_the_manifest_says_whether_values_may_be_missing(holed_house: Hous
     for name, missing in (("holed", True), ("tiny", False)):
         assert (await holed_house.client.get(f"/v1/models/{name}")).json()["missing"] is missing
         assert artifact.read(holed / name / "1").manifest.missing is missing
+
+
+@pytest.mark.parametrize("operation", ["impute", "left_out", "evidence"])
+async def test_what_goes_by_many_parts_looks_at_its_pace(
+    holed_house: House, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """What takes thousands of decoder calls a row is refused once its first rows tell that it will be late."""
+
+    def late(_: object, rows: int, __: object) -> None:
+        raise Late(f"{rows} rows")
+
+    monkeypatch.setattr(import_module(f"service.operations.{operation}"), "in_time", late)
+    every: dict[str, tuple[str, dict[str, Any]]] = {
+        "impute": ("impute", {}),
+        "left_out": ("score", {"conditionals": True}),
+        "evidence": ("evidence", {"draws": 1024}),
+    }
+    path, asked = every[operation]
+    answer = await holed_house.ask(f"holed/{path}", {"inputs": nulls(rows(3)), **asked})
+    assert "3 rows" in refused(answer, 503)["detail"]
