@@ -489,7 +489,7 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], str]] = {
     "no such family": ({"likelihood": "beta"}, "likelihood: .*'beta'.*bernoulli"),
     "no mean": ({"likelihood": "student_t"}, "a mean doesn't make a student_t; give its parameters, loc, scale, df"),
     "no logits": ({"decoder_gives": "logits"}, "normal has no logits; its parameters are loc, scale"),
-    "prior": ({"prior": "vamp"}, "prior 'vamp': .*standard_normal"),
+    "prior": ({"prior": "vamp"}, "prior: has no rows; say 'standard_normal'"),
     "scale": ({"scale": -1.0}, "scale: is finite and above 0"),
     "scales": ({"scale": [1.0, 2.0]}, r"scale: of shape \[2\] for rows of \[5\]"),
     "preprocessing": ({"preprocessing": {"mean": 0}}, r"preprocessing: u = \(x − shift\)/scale; there is no mean"),

@@ -51,7 +51,7 @@ class Given(Part):
     likelihood: dict[str, Any]
     encoder_gives: EncoderGives
     decoder_gives: DecoderGives
-    prior: Literal["standard_normal"] = "standard_normal"
+    prior: dict[str, Any] = Field(description="its kind, and how many components a mixture has")
     preprocessing: dict[str, list[float]] | None = Field(None, description="u = (x − shift)/scale, flat or one number")
     scale: list[float] | None = Field(None, description="of a decoder that gives a mean, in the units of x")
     scale_from: str | None = Field(None, description="where that scale is from")

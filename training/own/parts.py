@@ -144,7 +144,11 @@ class Pair(VAE):
 
     def posterior(self, x: Tensor) -> DiagonalNormal:
         """q(z|x)."""
-        mean, spread = self.encoder(self.converted(x))
+        return self.posterior_of(self.converted(x))
+
+    def posterior_of(self, u: Tensor) -> DiagonalNormal:
+        """The same of what the encoder is given."""
+        mean, spread = self.encoder(u)
         match self.encoder_gives:
             case "log_scale":
                 log_scale = spread
