@@ -281,7 +281,7 @@ HOSTILE: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     ),
     "dropout": (dropped, r"draws random numbers \(Dropout\)"),
     "10⁹ elements": (huge, "declares 1,000,000,000 elements of 'huge'; at most 100,000,000 are read"),
-    "10¹² elements": (swelling, "would make 1,000,000,000,000 elements of 'ones' for a row"),
+    "10¹² elements": (swelling, r"asks for a tensor of 1,000,000,000,000 elements \(ConstantOfShape\)"),
     "short": (short, r"declares \[3, 16\] for 'w' and holds something else"),
     "parent": (outside("../weights.bin"), r"keeps weights in '\.\./weights\.bin', outside its folder"),
     "absolute": (outside("/etc/passwd"), "keeps weights in '/etc/passwd', outside its folder"),

@@ -152,7 +152,7 @@ def test_pseudo_inputs_are_what_the_encoder_is_given(pair: Pair) -> None:
     same = priors.made({"kind": "mixture", "mean": mean, "log_variance": log_variance, "weight": [0.2] * 5}, pair)
     z = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
     scale = torch.exp(log_variance / 2).detach().numpy()
-    each = stats.norm.logpdf(z[:, None].numpy(), mean.detach().numpy(), scale).sum(-1)
+    each = np.asarray(stats.norm.logpdf(z[:, None].numpy(), mean.detach().numpy(), scale)).sum(-1)
     wanted = np.logaddexp.reduce(each, 1) - np.log(5)
     for prior in (vamp, same):
         np.testing.assert_allclose(prior.log_density(z).numpy(), wanted, rtol=1e-5, atol=1e-5)
