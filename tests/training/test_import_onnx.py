@@ -226,6 +226,8 @@ def test_names_are_found_or_asked_for(tmp_path: Path) -> None:
     assert gives == "log_variance"
     _, gives = files.encoder(saved(tmp_path / "b.onnx", renamed({"z_mean": "mu", "z_log_var": "log_std"})), event)
     assert gives == "log_scale"
+    _, gives = files.encoder(saved(tmp_path / "b.onnx", renamed({"z_mean": "mu", "z_log_var": "ln_var"})), event)
+    assert gives == "log_variance"  # as Chainer has it
     dumb = saved(tmp_path / "c.onnx", renamed({"z_mean": "17", "z_log_var": "18"}))
     with pytest.raises(Unusable, match=r"gives features, 18, 17; say which .* --encoder-outputs"):
         files.encoder(dumb, event)
