@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ import training
 from service import artifact
 from service.artifact import Array
 from tests import kit
-from training import adapters, exporting, graphs
+from training import adapters, exporting, graphs, independence
 from training.config import Unusable
 from training.own.assembly import Own
 
@@ -85,6 +86,7 @@ def autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(2, 4),
         latent_channels=1,
+        layers_per_block=1,
         norm_num_groups=1,
         sample_size=4,
         scaling_factor=0.5,
@@ -247,6 +249,26 @@ def test_a_picture_of_diffusers_is_scored_by_the_scale_that_was_found(
     pixels = np.round(255 * grey(60, *EVENT)).astype(np.uint8)
     with pytest.raises(Unusable, match="a density over data of whole levels can grow without bound"):
         training.export(**adapters.diffusers(vae), sample=pixels, name="mine")
+
+
+@torch.no_grad()
+def test_the_graph_of_an_autoencoder_keeps_its_promises(exported: dict[str, Own]) -> None:
+    """A score on the runtime, both networks in it: float64's numbers, and bits that depend on no batch."""
+    row = "diffusers `AutoencoderKL`"
+    own, x = exported[row], np.resize(SAMPLES[row], (300, *EVENT))
+    wanted, noise = terms(own, x[:20], 9)
+    graph = artifact.graphs(own.vae.likelihood.parameter_names, own.vae.form)["elbo"]
+    feeds = {"x": x, "noise": noise.numpy()}
+    example = {"x": torch.from_numpy(x[:3]), "noise": noise[:2]}
+    session = exporting.session(graphs.export("elbo", graphs.modules(own.vae)["elbo"], example, tuple(graph.outputs)))
+
+    def run_graph(given: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(graph.outputs, session.run(None, dict(given)), strict=True))
+
+    found = run_graph({**feeds, "x": x[:20]})
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-5)
+    independence.check(graph, run_graph, feeds)
 
 
 @torch.no_grad()
