@@ -414,7 +414,7 @@ MODULES: dict[str, tuple[dict[str, Any], str]] = {
         r"encoder: 0 \(BatchNorm1d\) is in training mode, where a row's numbers depend on its batch; call \.eval",
     ),
     "branch": ({"encoder": Made(branching)}, "encoder: .*depends on the values in it.* Use torch.where"),
-    "numpy": ({"encoder": Made(frozen)}, "encoder: can't be traced|encoder: has a branch|encoder: what was traced"),
+    "numpy": ({"encoder": Made(frozen)}, "encoder: leaves torch for numpy, which no graph can follow"),
     "batch statistics": (
         {"encoder": Made(sociable)},
         "encoder: a row's numbers depend on the rows that share its batch",
@@ -486,7 +486,7 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], str]] = {
         "normal: a density over data of whole levels can grow without",
     ),
     "off support": ({"likelihood": "continuous_bernoulli", "decoder_gives": "logits"}, "off its support"),
-    "no such family": ({"likelihood": "beta"}, "likelihood: .*'beta'.*bernoulli"),
+    "no such family": ({"likelihood": "beta"}, r"likelihood 'beta' is no family\. There are bernoulli"),
     "no mean": ({"likelihood": "student_t"}, "a mean doesn't make a student_t; give its parameters, loc, scale, df"),
     "no logits": ({"decoder_gives": "logits"}, "normal has no logits; its parameters are loc, scale"),
     "prior": ({"prior": "vamp"}, "prior: has no rows; say 'standard_normal'"),
