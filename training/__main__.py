@@ -119,7 +119,14 @@ def import_onnx(
     ] = None,
     shift: Annotated[float, typer.Option("--shift", help="The encoder is given (x − shift)/divisor.")] = 0.0,
     divisor: Annotated[float, typer.Option("--divisor", help="The same: 255 for 8-bit pixels as 0 … 1.")] = 1.0,
+    prior: Annotated[
+        Path | None, typer.Option("--prior", help="An .npz of mean, scale, weight, or of rows: pseudo-inputs.")
+    ] = None,
+    features: Annotated[
+        str, typer.Option("--features", help="Names of a row's numbers: with commas between, or a file of them.")
+    ] = "",
     description: Annotated[str, typer.Option("--description", help="For the manifest.")] = "",
+    shared_weights: Shared = False,
     to: Models = Path("exported_models"),
     version: Version = None,
     replace: Replace = False,
@@ -141,7 +148,10 @@ def import_onnx(
                 units=None if (shift, divisor) == (0.0, 1.0) else {"shift": shift, "scale": divisor},
                 name=name,
                 scale=scale if scale in (None, "shared", "feature") else number(scale),
+                prior=files.prior(prior),
+                features=files.names(features),
                 description=description,
+                shared_weights=shared_weights,
                 to=to,
                 version=version,
                 replace=replace,

@@ -116,7 +116,7 @@ def export(
     """Write the artifact of a fitted run into models/<name>/<version>, and return that folder.
 
     Without a version, the next free one. Unusable where it is taken; ArtifactRefused where a promise doesn't hold.
-    shared_weights: its graphs have their large matrices in one file, weights.bin, and in memory once.
+    shared_weights: its graphs have their large weights in one file, weights.bin, and the matrices in memory once.
     """
     folder = destination(models / fitted.run.name, version, replace)
     made = build(fitted.vae, fitted, say)
@@ -172,10 +172,10 @@ def build(vae: VAE, fitted: Fitted, say: Say = print) -> dict[str, Exported]:
 
 
 def sharing(made: Mapping[str, Exported]) -> dict[str, Exported]:
-    """The same graphs with their large matrices in one place; Unusable where they have none."""
+    """The same graphs with their large weights in one place; Unusable where they have none."""
     contents, shared = weights.share({name: one.content for name, one in made.items()})
     if not shared:
-        raise Unusable(f"shared weights: no dense layer has a matrix of {weights.LEAST // 1024} KiB; export without")
+        raise Unusable(f"shared weights: no layer has weights of {weights.LEAST // 1024} KiB; export without")
     return {
         name: replace(one, content=contents[name], session=session(contents[name], shared), weights=shared)
         for name, one in made.items()

@@ -147,6 +147,24 @@ class Vamp(Mixture):
         return torch.full((count,), -math.log(count), dtype=torch.float64, device=self.mean.device)
 
 
+class Stated(Mixture):
+    """A mixture whose means, scales and weights are given, and which nothing learns."""
+
+    log_weights: Tensor
+
+    def __init__(self, mean: Tensor, log_scale: Tensor, weight: Tensor) -> None:
+        """mean, log_scale: (components, d). weight: (components,), adding up to 1."""
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("log_scale", log_scale.float())
+        self.register_buffer("log_weights", torch.log(weight.double()))
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Of each component."""
+        return self.log_weights
+
+
 class Flow(Prior):
     """p(z): a standard normal whose draws go through couplings."""
 

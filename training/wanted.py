@@ -18,7 +18,8 @@ Seed = Annotated[int, Field(ge=0)]
 class File(Part):
     """Your own rows, in an .npy or .npz file or in an IDX one (as MNIST comes), gzipped or not. Each is taken once.
 
-    uint8 for levels 0…highest, int32 or int64 for counts, float64 for real values and for tables of several kinds.
+    uint8 and booleans for levels 0…highest, other whole numbers for counts, floats for real values and for tables of
+    several kinds; of either byte order.
 
     A run with `missing` may have NaN for values that are absent.
     """

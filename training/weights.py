@@ -1,7 +1,7 @@
-"""Weights: the large matrices that an artifact's graphs have in common, taken out of them into one file.
+"""Weights: what an artifact's graphs have in common, large matrices and filters, taken out of them into one file.
 
-Only matrices of dense layers are taken out: convolutions are laid out anew by the runtime, session by session, so one
-copy of theirs in a file would be one more in memory. Knows no VAE and no runtime.
+A convolution's filters are laid out anew by the runtime, session by session: they are on disk once, and in memory once
+for each of these. Knows no VAE and no runtime.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from service.artifact import WEIGHTS
 
-LEAST = 1 << 16  # bytes of a matrix that is worth it
-PAGE = 4096  # what a matrix's place is a multiple of
+LEAST = 1 << 16  # bytes of a tensor that is worth it
+PAGE = 4096  # what a tensor's place is a multiple of
 PAD_BY, PAD_AXIS, FROM, UNTIL = "shared.pad_by", "shared.axis", "shared.from", "shared.until"
 
 
 class Store:
-    """The bytes of the file as they come together; equal matrices lie in it once."""
+    """The bytes of the file as they come together; equal tensors lie in it once."""
 
     def __init__(self) -> None:
         self.content = bytearray()
         self._places: dict[str, int] = {}
 
     def place(self, raw: bytes) -> int:
-        """Where a matrix lies, now or already."""
+        """Where a tensor lies, now or already."""
         digest = hashlib.sha256(raw).hexdigest()
         if digest not in self._places:
             self.content.extend(bytes(-len(self.content) % PAGE))
@@ -39,20 +39,20 @@ class Store:
 
 
 def share(contents: Mapping[str, bytes]) -> tuple[dict[str, bytes], bytes]:
-    """Graphs by name → the same without their large matrices, and the bytes of weights.bin, empty if there are none."""
+    """Graphs by name → the same without their large tensors, and the bytes of weights.bin, empty if there are none."""
     store = Store()
     thinner = {name: _thinner(onnx.load_from_string(content), store) for name, content in contents.items()}
     return thinner, bytes(store.content)
 
 
 def _thinner(model: ModelProto, store: Store) -> bytes:
-    """A graph whose large matrices lie in the store."""
+    """A graph whose large matrices and filters lie in the store."""
     graph = model.graph
     dense = _dense(graph)
     _give_company(graph, {node.output[0] for node in dense})
-    matrices = {node.input[1] for node in dense}
+    large = {node.input[1] for node in (*dense, *_convolutions(graph))}
     for tensor in graph.initializer:
-        if tensor.name in matrices and _bytes(tensor) >= LEAST:
+        if tensor.name in large and _bytes(tensor) >= LEAST:
             _move(tensor, store)
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -69,6 +69,11 @@ def _dense(graph: GraphProto) -> list[NodeProto]:
         elif node.op_type in ("Gemm", "MatMul") and node.input[0] not in settled and node.input[1] in fixed:
             found += [] if any(each.name == "transA" and each.i for each in node.attribute) else [node]
     return found
+
+
+def _convolutions(graph: GraphProto) -> list[NodeProto]:
+    """The nodes that slide filters over a row."""
+    return [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
 
 
 def _bytes(tensor: TensorProto) -> int:

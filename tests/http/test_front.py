@@ -364,15 +364,49 @@ class Wire(asyncio.Transport):
         self.reading = True
 
 
+def wired(app: FastAPI) -> tuple[Any, Wire]:
+    """A connection of the front's to nobody."""
+    speaks = app.state.front.protocol()
+    config = uvicorn.Config(app, http=speaks, log_config=None, lifespan="off")
+    config.load()
+    connection, wire = speaks(config=config, server_state=ServerState(), app_state={}), Wire()
+    connection.connection_made(wire)
+    return connection, wire
+
+
+def armed(connection: Any) -> bool:
+    """Whether it will be closed for being idle."""
+    return connection.timeout_keep_alive_task is not None
+
+
+@pytest.mark.anyio
+async def test_a_body_that_is_refused_halfway_has_time_to_end(small: Path) -> None:
+    """An idle connection is closed after a while; one whose refused body still comes isn't idle, until it has ended."""
+    body = json.dumps({"inputs": digits(200).tolist()}).encode()
+    asked = request(body)
+    async with open_house(configured(small, max_held_bytes=len(body) // 2)) as house:
+        connection, wire = wired(house.app)
+        with house.app.state.desk.memory.held() as others:
+            others.resize(10)
+            connection.data_received(asked[: -len(body) // 4])
+            await until(lambda: len(wire.written) == 1)
+        assert b" 429 " in wire.written[0]
+        assert armed(connection)
+        connection.data_received(asked[-len(body) // 4 : -9])
+        assert not armed(connection)
+        connection.data_received(asked[-9:])
+        assert armed(connection)
+        connection.data_received(request(json.dumps({"inputs": X.tolist()}).encode()))
+        await until(lambda: len(wire.written) == 2)
+        assert b" 200 " in wire.written[1]
+        connection.connection_lost(None)
+
+
 @pytest.mark.anyio
 async def test_while_answers_are_not_read_nothing_more_is_met(small: Path) -> None:
     """And who reads nothing for long is let go, unlike who reads slowly."""
     async with open_house(configured(small)) as house:
-        speaks = house.app.state.front.protocol()
-        config = uvicorn.Config(house.app, http=speaks, log_config=None, lifespan="off")
-        config.load()
-        connection, wire = speaks(config=config, server_state=ServerState(), app_state={}), Wire()
-        connection.connection_made(wire)
+        connection, wire = wired(house.app)
         asked = request(json.dumps({"inputs": X.tolist()}).encode())
         connection.data_received(asked)
         await until(lambda: len(wire.written) == 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ import training
 from service import artifact
 from service.artifact import Array
 from tests import kit
-from training import adapters, exporting, graphs
+from training import adapters, exporting, graphs, independence
 from training.config import Unusable
 from training.own.assembly import Own
 
@@ -85,6 +86,7 @@ def autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(2, 4),
         latent_channels=1,
+        layers_per_block=1,
         norm_num_groups=1,
         sample_size=4,
         scaling_factor=0.5,
@@ -103,6 +105,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "pythae `VAE`": of_pythae("VAE", "bce"),
         "pythae `BetaVAE`": of_pythae("BetaVAE", "mse", beta=4.0),
         "pythae `IWAE`": of_pythae("IWAE", "bce", number_samples=DRAWS),
+        "pythae `VAMP`": of_pythae("VAMP", "bce", number_components=7),
         "diffusers `AutoencoderKL`": autoencoder(),
         "PyOD `VAE`": detectors.VAE(epoch_num=5, **small).fit(rows),
         "Lightning, yours": checkpoint,
@@ -113,6 +116,7 @@ SAMPLES = {
     "pythae `VAE`": black_and_white(200),
     "pythae `BetaVAE`": grey(200, *EVENT),
     "pythae `IWAE`": black_and_white(200),
+    "pythae `VAMP`": black_and_white(200),
     "diffusers `AutoencoderKL`": 2 * grey(200, *EVENT) - 1,
     "PyOD `VAE`": np.random.default_rng(1).normal([0, 100, -5, 1e4], [1, 20, 0.1, 1e3], (200, 4)),
     "Lightning, yours": grey(200, 4),
@@ -144,11 +148,11 @@ def run(row: str, model: Any, to: Path | None = None) -> Own:
 
 
 @torch.no_grad()
-def terms(own: Own, x: Array) -> tuple[dict[str, Array], Tensor]:
-    """log_likelihood, log_weight (rows, draws) and kl (rows,) as the elbo graph has them, and the noise they are of."""
-    noise = torch.from_numpy(np.random.default_rng(2).standard_normal((DRAWS, own.run.latent_size)))
+def terms(own: Own, x: Array, draws: int = DRAWS) -> tuple[dict[str, Array], Tensor]:
+    """log_likelihood, log_weight (rows, draws), kl (rows,) where it is exact, as the elbo graph has them; the noise."""
+    noise = torch.from_numpy(np.random.default_rng(2).standard_normal((draws, own.run.latent_size)))
     outputs = graphs.modules(own.vae)["elbo"](torch.from_numpy(x), noise)
-    return {name: value.numpy() for name, value in zip(ELBO, outputs, strict=True)}, noise.float()
+    return {name: value.numpy() for name, value in zip(ELBO, outputs, strict=False)}, noise.float()
 
 
 def latents(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
@@ -200,6 +204,28 @@ def test_weights_are_those_that_iwae_was_trained_with(models: dict[str, Any], ex
 
 
 @torch.no_grad()
+def test_weights_are_those_of_vamps_own_prior(models: dict[str, Any], exported: dict[str, Own]) -> None:
+    """The mean of the log weights is minus pythae's loss, and the mean weight what its get_nll gives, draw for draw."""
+    row = "pythae `VAMP`"
+    model, x = models[row], SAMPLES[row][:7]
+    found, noise = terms(exported[row], x)
+    rows = torch.from_numpy(x).float()
+    q = model.encoder(rows)
+    z = latents(q.embedding, q.log_covariance, noise)
+    losses = [
+        model.loss_function(model.decoder(each).reconstruction, rows, q.embedding, q.log_covariance, each, epoch=1)[0]
+        for each in z
+    ]
+    np.testing.assert_allclose(-found["log_weight"].mean(0), torch.stack(losses), rtol=2e-5)
+    assert "kl" not in found
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "_sample_gauss", lambda mean, scale: (mean + scale * noise, noise))
+        theirs = model.get_nll(rows, n_samples=DRAWS, batch_size=DRAWS)
+    ours = torch.logsumexp(torch.from_numpy(found["log_weight"]), 1) - math.log(DRAWS)
+    assert float(ours.mean()) == pytest.approx(theirs, rel=2e-5)
+
+
+@torch.no_grad()
 def test_a_picture_of_diffusers_is_scored_by_the_scale_that_was_found(
     models: dict[str, Any], exported: dict[str, Own]
 ) -> None:
@@ -223,6 +249,26 @@ def test_a_picture_of_diffusers_is_scored_by_the_scale_that_was_found(
     pixels = np.round(255 * grey(60, *EVENT)).astype(np.uint8)
     with pytest.raises(Unusable, match="a density over data of whole levels can grow without bound"):
         training.export(**adapters.diffusers(vae), sample=pixels, name="mine")
+
+
+@torch.no_grad()
+def test_the_graph_of_an_autoencoder_keeps_its_promises(exported: dict[str, Own]) -> None:
+    """A score on the runtime, both networks in it: float64's numbers, and bits that depend on no batch."""
+    row = "diffusers `AutoencoderKL`"
+    own, x = exported[row], np.resize(SAMPLES[row], (300, *EVENT))
+    wanted, noise = terms(own, x[:20], 9)
+    graph = artifact.graphs(own.vae.likelihood.parameter_names, own.vae.form)["elbo"]
+    feeds = {"x": x, "noise": noise.numpy()}
+    example = {"x": torch.from_numpy(x[:3]), "noise": noise[:2]}
+    session = exporting.session(graphs.export("elbo", graphs.modules(own.vae)["elbo"], example, tuple(graph.outputs)))
+
+    def run_graph(given: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(graph.outputs, session.run(None, dict(given)), strict=True))
+
+    found = run_graph({**feeds, "x": x[:20]})
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-5)
+    independence.check(graph, run_graph, feeds)
 
 
 @torch.no_grad()
@@ -267,11 +313,22 @@ def test_grey_rows_are_no_mass_to_a_model_trained_with_bce(models: dict[str, Any
 @pytest.mark.anyio
 async def test_a_model_of_another_library_is_served_like_any_other(models: dict[str, Any], tmp_path: Path) -> None:
     """Its artifact keeps its promises, says where the model is from, and the service's score is its graph's."""
-    row = "pythae `VAE`"
+    row = "pythae `VAMP`"
     own, x = run(row, models[row], tmp_path), SAMPLES[row][:3]
     manifest = artifact.read(tmp_path / "mine" / "1").manifest
-    assert (manifest.description, manifest.family) == ("pythae VAE, trained for the ELBO", "bernoulli")
+    said = "pythae VAMP, trained for the ELBO, its prior the posteriors of 7 pseudo-inputs"
+    assert (manifest.description, manifest.family) == (said, "bernoulli")
+    assert (manifest.prior.family, manifest.kl, manifest.training.config["prior"]["components"]) == (
+        "mixture",
+        "sampled",
+        7,
+    )
     async with kit.open_house(kit.configured(tmp_path)) as house:
-        score = await house.answer("mine/score", {"inputs": x.tolist()})
-    np.testing.assert_allclose(score["kl"], terms(own, x)[0]["kl"], rtol=1e-5)
+        score = await house.answer("mine/score", {"inputs": x.tolist(), "draws": 4096})
+        drawn = await house.answer("mine/sample", {"count": 2000, "seed": 1})
+    found = terms(own, x, 4096)[0]
+    far = 6 * np.hypot(score["elbo_error"], found["log_weight"].std(1) / 64)
+    assert (np.abs(score["elbo"] - found["log_weight"].mean(1)) < far).all()
+    off = np.abs(np.mean(drawn["latents"], 0) - manifest.prior.moments[0]) / manifest.prior.moments[1]
+    assert off.max() < 5 / 2000**0.5
     assert np.allclose(np.array(score["log_likelihood"]) - score["kl"], score["elbo"])

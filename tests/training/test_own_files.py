@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from training import config, data, fit, look, sources
 from training.__main__ import app
 from training.config import File, Folder, Unusable
+from training.own.rows import sample
 from training.sources.found import Found
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (24, 8, 12), dtype=np.uint8)
@@ -50,6 +53,73 @@ def test_idx_is_read_gzipped_or_not(rows: NDArray[Any], kind: int, support: str,
         assert (found.rows.dtype, found.support.kind) == (rows.dtype, support)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kept", "support"),
+    [
+        ("bool", "uint8", "levels"),
+        ("int8", "int32", "counts"),
+        (">u2", "int32", "counts"),
+        (">i4", "int32", "counts"),
+        ("uint32", "int64", "counts"),
+        ("uint64", "int64", "counts"),
+        ("float16", "float64", "real"),
+        ("<f4", "float64", "real"),
+        (">f8", "float64", "real"),
+    ],
+)
+def test_numbers_of_any_dtype_are_taken_as_their_values(dtype: str, kept: str, support: str, tmp_path: Path) -> None:
+    """Of either byte order, from .npy and .npz; what they are is what their kind says."""
+    rows = (LEVELS % 2 if dtype == "bool" else LEVELS % 100 / (8 if "f" in dtype else 1)).astype(dtype)
+    np.save(tmp_path / "rows.npy", rows)
+    np.savez(tmp_path / "rows.npz", rows)
+    for name in ("rows.npy", "rows.npz"):
+        found = read(tmp_path / name)
+        assert (found.rows.dtype.str, found.support.kind) == (np.dtype(kept).str, support)
+        np.testing.assert_array_equal(found.rows, rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (np.full((30, 2), 2**63, np.uint64), "holds 9223372036854775808, more than int64 has room for"),
+        (np.full((30, 2), -1, np.int8), "holds -1; whole numbers other than uint8 are counts, from 0"),
+        (np.ones((30, 2), np.complex64), "holds complex64; booleans and uint8"),
+        (np.ones((30, 2), "datetime64[s]"), r"holds datetime64\[s\]; booleans"),
+        (np.full((30, 2), np.inf, np.float16), "isn't a finite number"),
+    ],
+)
+def test_what_no_dtype_of_ours_holds_is_refused(rows: NDArray[Any], said: str, tmp_path: Path) -> None:
+    """With what would be taken."""
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(Unusable, match=said):
+        read(tmp_path / "rows.npy")
+
+
+def promising(kind: str) -> bytes:
+    """A file whose head says that it holds a hundred billion numbers, and that has a few."""
+    file = io.BytesIO()
+    head = {"descr": "|u1", "fortran_order": False, "shape": (10**11, 10)}
+    np.lib.format.write_array_header_1_0(file, head)
+    npy = file.getvalue() + bytes(100)
+    if kind != "npz":
+        return npy
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as folder:
+        folder.writestr("rows.npy", npy)
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_a_head_that_promises_too_much_is_one_line(kind: str, tmp_path: Path) -> None:
+    """No room is made for what isn't there, in a run's data and in the sample of an own model."""
+    path = tmp_path / f"rows.{kind}"
+    path.write_bytes(promising(kind))
+    with pytest.raises(Unusable, match=f"not an .{kind} file of numbers"):
+        read(path)
+    with pytest.raises(Unusable, match=r"not an \.npy or \.npz file"):
+        sample(path)
+
+
 def test_an_array_of_an_archive_is_named(tmp_path: Path) -> None:
     """The only one needs no name; of two, one is chosen; one that isn't there is refused with those that are."""
     path = tmp_path / "rows.npz"
@@ -65,8 +135,6 @@ def test_an_array_of_an_archive_is_named(tmp_path: Path) -> None:
 
 def spoilt(whole: bytes) -> dict[str, tuple[bytes, str]]:
     """Files that are no file of rows, and what is said of them."""
-    import io
-
     text, pickled = io.BytesIO(), io.BytesIO()
     np.save(text, np.full((30, 2), "a"))
     np.save(pickled, np.array([{"a": 1}] * 30, object), allow_pickle=True)
@@ -128,6 +196,16 @@ def test_a_folder_of_pictures_is_rows_of_levels(mode: str, shape: tuple[int, ...
     np.testing.assert_array_equal(found.rows[0], first if mode == "L" else np.moveaxis(first, -1, 0))
     assert read(folder, size=[4, 6]).rows.shape[-2:] == (4, 6)
     assert read(folder, colour="grey").rows.shape == (24, 8, 12)
+
+
+def test_a_picture_is_the_way_up_that_its_camera_says(tmp_path: Path) -> None:
+    """EXIF's orientation is applied, so that one held upright isn't one of another size."""
+    folder = drawn(tmp_path / "pictures")
+    lying = Image.fromarray(np.ascontiguousarray(np.rot90(LEVELS[0])))
+    exif = Image.Exif()
+    exif[274] = 6  # stored a quarter to the left of how it is to be seen
+    lying.save(folder / "zz.png", exif=exif)
+    np.testing.assert_array_equal(read(folder).rows[-1], LEVELS[0])
 
 
 def test_a_picture_that_is_not_like_the_others_is_named(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def read(path: Path, **fields: Any) -> Found:
         (["4", "5", "6", "7"], Column(role="skip")),
         (["x", "x"], Column(role="skip")),
         ([None, None], Column(role="skip")),
+        (["01234", "1234", "1234", "01234"], Column(role="binary", categories=["01234", "1234"])),
         ([f"name {place}" for place in range(50)], Column(role="skip")),
         ([str(np.exp(place / 4)) for place in range(40)], Column(role="real", transform="log")),
     ],
@@ -97,6 +98,50 @@ def test_other_separators_marks_and_no_header_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.rows, [[1.5, 2], [np.nan, 3], [2.5, 4]])
     path.write_text("1.5,2\n2.5,9\n3.5,5\n")
     assert sources.read(Table.model_validate({**wanted, "header": False})).rows.shape == (3, 2)
+
+
+def test_what_is_missing_is_compared_as_a_number_among_numbers(tmp_path: Path) -> None:
+    """-999 is -999.0 in a column of numbers, whatever its role; in a column of text it is text."""
+    path = tmp_path / "t.csv"
+    path.write_text("x,n,of,code\n1.5,4,2.0,a\n-999.0,-9.99e2,1,-999.0\n2.5,2,-999.00,b\n0.5,-999,1,-999\n")
+    columns = {"x": "real", "n": "count", "of": "category", "code": "category"}
+    plain = {"name": "table", "path": str(path), "source": "a test", "absent": ["-999"]}
+    found = sources.read(Table.model_validate({**plain, "columns": columns}))
+    nan = np.nan
+    np.testing.assert_array_equal(found.rows, [[1.5, 4, 1, 1], [nan, nan, 0, 0], [2.5, 2, nan, 2], [0.5, nan, 0, nan]])
+    assert found.features is not None
+    assert [feature.categories for feature in found.features[2:]] == [("1", "2"), ("-999.0", "a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("said", "cells", "codes"),
+    [
+        ("category", ["01234", "1234", "01234", "5"], [0, 1, 0, 2]),
+        (["1234", "01234"], ["01234", "1234", "1234", "01234"], [1, 0, 0, 1]),
+        (["2", "1.50"], ["1.5", "2.0", "2", "1.50"], [1, 0, 0, 1]),
+        (["1", "b"], ["1", "b", "1", "b"], [0, 1, 0, 1]),
+    ],
+)
+def test_categories_are_compared_as_what_they_are(
+    said: str | list[str], cells: list[str], codes: list[int], tmp_path: Path
+) -> None:
+    """As numbers where all are numbers; as text where one isn't, or begins with a 0, as a postal code may."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,x\n" + "".join(f"{cell},{place}.5\n" for place, cell in enumerate(cells)))
+    column = said if isinstance(said, str) else {"role": "category", "categories": said}
+    plain = {"name": "table", "path": str(path), "source": "a test", "columns": {"a": column}}
+    np.testing.assert_array_equal(sources.read(Table.model_validate(plain)).rows[:, 0], codes)
+
+
+@pytest.mark.parametrize("categories", [["1", "b"], ["1", "01"], ["2", "3"]])
+def test_a_cell_that_is_no_category_is_refused(categories: list[str], tmp_path: Path) -> None:
+    """1.0 is 1 among numbers alone."""
+    path = tmp_path / "t.csv"
+    path.write_text(f"a,x\n{categories[0]},1.5\n1.0,2.5\n{categories[1]},3.5\n")
+    column = {"role": "category", "categories": categories}
+    plain = {"name": "table", "path": str(path), "source": "t", "columns": {"a": column}}
+    with pytest.raises(Unusable, match=r"line 3: column a holds '1\.0', which is none of its categories"):
+        sources.read(Table.model_validate(plain))
 
 
 def test_a_config_overrides_every_guess(tmp_path: Path) -> None:

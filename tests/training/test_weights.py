@@ -11,14 +11,16 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
+import torch
 from pydantic import ValidationError
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from service import artifact, engine
-from service.artifact import WEIGHTS, Arrays, Artifact
+from service.artifact import WEIGHTS, Arrays, Artifact, Graph
 from service.engine import sessions
 from service.errors import ArtifactRefused
-from training import calibrate, independence, weights
+from training import calibrate, graphs, independence, weights
 from training import exporting as export
 from training.__main__ import app
 from training.config import Unusable
@@ -200,9 +202,41 @@ def test_a_calibration_is_of_its_weights(folder: Path) -> None:
         artifact.rewrite(found, {}, {WEIGHTS: bytes(len(found.weights or b""))})
 
 
+class Filters(nn.Module):
+    """Convolutions there and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there, self.back = nn.Conv2d(1, 24, 3, 2, 1), nn.ConvTranspose2d(24, 8, 4, 2, 1)
+        self.along, self.last = nn.Conv1d(8, 16, 3), nn.Linear(16 * 62, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(n, 3)."""
+        h = torch.relu(self.back(torch.relu(self.there(x.unsqueeze(1)))))
+        return (self.last(torch.relu(self.along(h.flatten(2))).flatten(1)),)
+
+
+def test_filters_of_convolutions_are_shared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once on disk, whatever way they go, and a row's bits are its own all the same."""
+    monkeypatch.setattr(weights, "LEAST", 800)
+    torch.manual_seed(0)
+    module, x = Filters().eval().requires_grad_(False), torch.randn(300, 8, 8)
+    content = graphs.export("encoder", module, {"x": x[:3]}, ("mean",))
+    contents, shared = weights.share({"encoder": content, "elbo": content})
+    filters = [part.weight for part in (module.there, module.back, module.along)]
+    assert all(weight.numpy().tobytes() in shared for weight in filters)
+    assert len(shared) < sum(part.weight.nbytes for part in (module.back, module.along, module.last)) + 5 * weights.PAGE
+    assert contents["encoder"] == contents["elbo"]
+    assert not any(weight.numpy().tobytes() in contents["encoder"] for weight in filters)
+    session = export.session(contents["encoder"], shared)
+    np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], module(x)[0].numpy(), atol=1e-5)
+    graph = Graph("encoder", ("x",), {"mean": "n"})
+    independence.check(graph, lambda feeds: {"mean": session.run(None, dict(feeds))[0]}, {"x": x.numpy()})
+
+
 def test_a_model_without_large_matrices_is_told_so(made: dict[str, Exported]) -> None:
     """Nothing would be saved, and something lost."""
-    with pytest.raises(Unusable, match="no dense layer has a matrix of 64 KiB; export without"):
+    with pytest.raises(Unusable, match="no layer has weights of 64 KiB; export without"):
         export.sharing(made)
 
 

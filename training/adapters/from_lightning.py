@@ -23,6 +23,13 @@ def lightning(checkpoint: Path | str, into: Module) -> Module:
 
     Unusable where the file is no checkpoint, holds code, or holds other weights than the module has.
     """
+    target: object = into
+    if not isinstance(target, nn.Module):
+        called = f"; call it: {target.__name__}(…)" if isinstance(target, type) else ""
+        raise Unusable(
+            f"lightning: into is a {type(target).__name__}, and the module is needed whose weights the checkpoint "
+            f"holds, made as it was then{called}"
+        )
     path = Path(checkpoint)
     held = _read(path)
     if {"run", "splits", "figures"} <= held.keys():

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from training.adapters.parts import Arguments, expect, settled
 from training.config import Unusable
 
-# q(z|x) a diagonal normal, p(z) standard normal, p(x|z) by the number: what differs is how they were trained.
+# q(z|x) a diagonal normal, p(z) a standard one (VAMP's aside), p(x|z) by the number: what differs is the training.
 SAME_DENSITY: Mapping[str, str] = {
     "VAE": "the ELBO",
     "BetaVAE": "β = {beta:g} times the KL",
@@ -22,10 +23,9 @@ SAME_DENSITY: Mapping[str, str] = {
     "MIWAE": "averaged importance-weighted bounds",
     "CIWAE": "a mixture of the ELBO and the importance-weighted bound",
     "PIWAE": "importance-weighted bounds",
+    "VAMP": "the ELBO, its prior the posteriors of {number_components} pseudo-inputs",
 }
 REFUSED: Mapping[str, str] = {
-    "VAMP": "its prior is a mixture of posteriors at learned pseudo-inputs, not a standard normal, and a bound "
-    "against another prior than it was trained with is another model's; train a VAE or an IWAE on the same networks",
     **dict.fromkeys(
         ("AE", "RAE_GP", "RAE_L2", "WAE_MMD", "VQVAE", "Adversarial_AE"),
         "it has no posterior q(z|x) with a density, so there is no bound on log p(x); train a VAE on the same networks",
@@ -54,7 +54,8 @@ def pythae(model: Any, *, scale: float | None = None) -> Arguments:
     "mse" says nothing of the scale of the normal that it stands for: export estimates one number a feature on held-out
     rows, unless `scale` says it. pythae's own get_nll takes 1.
 
-    A β or an importance-weighted bound was training's; the score is the ELBO with none of it.
+    A β or an importance-weighted bound was training's; the score is the ELBO with none of it. A VAMP's pseudo-inputs
+    are encoded at export, and its prior is a mixture from then on.
     """
     from pythae.models import VAE, BaseAE
 
@@ -78,6 +79,8 @@ def pythae(model: Any, *, scale: float | None = None) -> Arguments:
         likelihood="bernoulli",
         description=f"pythae {kind}, trained for {trained}",
     )
+    if kind == "VAMP":
+        arguments["prior"] = {"kind": "vamp", "rows": _pseudo_inputs(model)}
     if wanted["reconstruction_loss"] == "bce":
         if scale is not None:
             raise Unusable("pythae: a model trained with reconstruction_loss='bce' has no scale; leave it out")
@@ -86,6 +89,12 @@ def pythae(model: Any, *, scale: float | None = None) -> Arguments:
     if scale is not None:
         arguments["scale"] = scale
     return arguments
+
+
+def _pseudo_inputs(model: Any) -> Tensor:
+    """What a VAMP's network makes of one input a component, (components, *input_dim)."""
+    rows: Tensor = settled(model.pseudo_inputs)(torch.eye(model.number_components))
+    return rows.reshape(-1, *model.model_config.input_dim)
 
 
 class Encoder(nn.Module):

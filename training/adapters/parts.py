@@ -8,7 +8,7 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import Unusable
 
@@ -26,6 +26,7 @@ class Arguments(TypedDict):
     description: str
     scale: NotRequired[float]
     preprocessing: NotRequired[Units]
+    prior: NotRequired[Mapping[str, str | Tensor]]
 
 
 def settled(module: nn.Module) -> nn.Module:

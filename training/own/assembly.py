@@ -25,6 +25,7 @@ from training.data import DataSet
 from training.likelihoods import Likelihood
 from training.own import given as stated
 from training.own import measures, tracing
+from training.own import prior as priors
 from training.own.given import DecoderGives, EncoderGives, Given
 from training.own.parts import LOCATED, MEANS, SCALED, DecoderPart, EncoderPart, Pair
 from training.own.rows import Sample, dataset
@@ -54,7 +55,7 @@ def export(
     encoder_gives: EncoderGives = "log_variance",
     decoder_gives: DecoderGives = "parameters",
     scale: float | Sequence[float] | np.ndarray[Any, Any] | Literal["shared", "feature"] | None = None,
-    prior: str = "standard_normal",
+    prior: priors.Said = "standard_normal",
     preprocessing: Mapping[str, Any] | None = None,
     to: Path | str = "exported_models",
     version: int | None = None,
@@ -72,14 +73,14 @@ def export(
     decoder_gives, logits, probabilities, or a mean with a scale: a number, one a feature, or estimated on the
     validation rows by maximum likelihood ("shared" by all features, or one a "feature"; shared for pictures unless
     said otherwise). preprocessing: {"shift": …, "scale": …}, u = (x − shift)/scale; the density is one of x all the
-    same. sample: rows, (n, *event), that the model was *not* trained on, or a dict of the four splits.
+    same. prior: a standard normal; {"kind": "mixture", "mean": …, "scale": …, "weight": …}; or {"kind": "vamp",
+    "rows": …}, pseudo-inputs as the encoder is given them. sample: rows, (n, *event), that the model was *not*
+    trained on, or a dict of the four splits.
     shared_weights: large matrices lie on disk and in memory once, at some cost in time (docs/large-models.md).
 
     Unusable says what can be mended, and how; ArtifactRefused, which promise the model doesn't keep.
     """
     tell = say or (lambda _: None)
-    if prior != "standard_normal":
-        raise Unusable(f"prior {prior!r}: the prior of an own model is standard_normal, and no other, as yet")
     rows = dataset(sample, features)
     family = _likelihood(likelihood, rows)
     _goes_with(family, decoder_gives)
@@ -88,6 +89,7 @@ def export(
         decoder_gives = "probabilities"
     tell("looking at the encoder and the decoder")
     pair = assembled(encoder, decoder, family, rows, units, encoder_gives, decoder_gives)
+    pair.prior = priors.made(prior, pair)
     tell("the posterior on held-out rows and on strangers")
     measures.posterior(pair, rows)
     origin = stated.check(
@@ -97,6 +99,7 @@ def export(
         likelihood=_plain(likelihood, family),
         encoder_gives=encoder_gives,
         decoder_gives=decoder_gives,
+        prior=priors.words(pair.prior, prior),
         preprocessing=_listed(preprocessing),
         made_of="; ".join(m.origin for m in (encoder, decoder) if isinstance(m, Composed)) or "torch modules",
         **_scale(pair, rows, scale, tell),

@@ -24,6 +24,7 @@ from training.graphs import OPSET
 from training.own import assembly, given, look
 from training.own import rows as own_rows
 from training.own.given import EncoderGives
+from training.own.prior import Said
 
 MEAN = re.compile(r"(^|[_./])(z_)?(mean|means|mu|loc|location)($|[_./0-9])")
 SPREADS: tuple[tuple[EncoderGives, re.Pattern[str]], ...] = (
@@ -75,6 +76,26 @@ def export(
         preprocessing=units,
         **others,
     )
+
+
+def prior(path: Path | None) -> Said:
+    """What a prior is made of, from the arrays of an .npz; a standard normal where there is none."""
+    if path is None:
+        return "standard_normal"
+    arrays = own_rows.sample(path)
+    if not isinstance(arrays, Mapping):
+        raise Unusable(f"{path}: an .npz of mean, scale and weight is needed, or of rows")
+    said: dict[str, Any] = {str(name): value for name, value in arrays.items()}
+    return {"kind": "vamp" if "rows" in said else "mixture", **said}
+
+
+def names(said: str) -> tuple[str, ...]:
+    """Names with commas between, or those in a file, one a line or with commas between."""
+    try:
+        written = Path(said).read_text("utf-8-sig") if said and Path(said).is_file() else said
+    except UnicodeDecodeError as error:
+        raise Unusable(f"{said}: names of features are UTF-8 text") from error
+    return tuple(name.strip() for name in re.split(r"[,\n]", written) if name.strip())
 
 
 def encoder(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
@@ -21,12 +23,12 @@ FAMILY: TypeAdapter[Any] = TypeAdapter(config.Family)
 # What people call the loss that their model was trained with, and what it stands for.
 LOSSES: Mapping[str, str] = {
     **dict.fromkeys(
-        ("mse", "l2", "squared_error", "gaussian"),
+        ("mse", "l2", "squared_error", "mean_squared_error"),
         "a squared error is a normal's density without its scale, so it has no normalisation; say likelihood='normal' "
         "with decoder_gives='mean', and the scale is estimated on held-out rows by maximum likelihood",
     ),
     **dict.fromkeys(
-        ("bce", "binary_cross_entropy"),
+        ("bce", "bce_with_logits", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
         "binary cross-entropy is a likelihood of 0 and 1 alone; say likelihood='bernoulli' for rows of 0 and 1, and "
         "'continuous_bernoulli' or 'discretised_logistic' for grey ones",
     ),
@@ -38,6 +40,19 @@ LOSSES: Mapping[str, str] = {
         "it has no scale, and its density is none of ours; 'student_t' has heavy tails too, and 'normal' with "
         "decoder_gives='mean' takes any decoder that gives a location",
     ),
+}
+# What families are called elsewhere.
+KNOWN_AS: Mapping[str, str] = {
+    **dict.fromkeys(("gauss", "gaussian", "gaussian_nll", "diagonal_normal"), "normal"),
+    **dict.fromkeys(("binary", "binomial"), "bernoulli"),
+    **dict.fromkeys(("multinomial", "softmax"), "categorical"),
+    **dict.fromkeys(("logistic", "discretized_logistic", "logistic_mixture"), "discretised_logistic"),
+    **dict.fromkeys(("nb", "negbin", "negative_binomial_nll"), "negative_binomial"),
+    **dict.fromkeys(("zinb", "zero_inflated"), "zero_inflated_negative_binomial"),
+    **dict.fromkeys(("t", "student", "studentt", "cauchy"), "student_t"),
+    **dict.fromkeys(("log_normal",), "lognormal"),
+    **dict.fromkeys(("poisson_nll", "count", "counts"), "poisson"),
+    **dict.fromkeys(("cb", "continuous_bernouilli"), "continuous_bernoulli"),
 }
 
 
@@ -51,7 +66,7 @@ class Given(Part):
     likelihood: dict[str, Any]
     encoder_gives: EncoderGives
     decoder_gives: DecoderGives
-    prior: Literal["standard_normal"] = "standard_normal"
+    prior: dict[str, Any] = Field(description="its kind, and how many components a mixture has")
     preprocessing: dict[str, list[float]] | None = Field(None, description="u = (x − shift)/scale, flat or one number")
     scale: list[float] | None = Field(None, description="of a decoder that gives a mean, in the units of x")
     scale_from: str | None = Field(None, description="where that scale is from")
@@ -107,18 +122,35 @@ def family(wanted: object) -> config.Family:
     'normal'
     """
     if isinstance(wanted, str):
-        if why := LOSSES.get(wanted.lower()):
-            raise Unusable(f"likelihood {wanted!r} is a loss: {why}")
         wanted = {"family": wanted}
     if isinstance(wanted, Part):
         wanted = wanted.model_dump(mode="json")
     if not isinstance(wanted, Mapping):
         raise Unusable(f"likelihood: a family's name, options or class is needed, not {type(wanted).__name__}")
     options = {**wanted}
+    if why := LOSSES.get(_plain(options.get("family"))):
+        raise Unusable(f"likelihood {options['family']!r} is a loss: {why}")
     if options.get("family") in ("normal", "student_t", "lognormal"):
         options["scale"] = "shared"  # the scale is the decoder's or the export's, never a weight of the likelihood
     try:
         found: config.Family = FAMILY.validate_python(options)
     except ValidationError as error:
-        raise Unusable(f"likelihood: {config.first(error)}") from error
+        raise Unusable(_unknown(options, error) or f"likelihood: {config.first(error)}") from error
     return found
+
+
+def _plain(said: object) -> str:
+    """A family's name without the ways in which it may be written."""
+    return str(said).strip().lower().replace("-", "_").replace(" ", "_").removesuffix("_loss")
+
+
+def _unknown(options: Mapping[str, Any], error: ValidationError) -> str | None:
+    """What to say of a family's name that is none of ours: the one that may be meant, and all of them."""
+    said, first = options.get("family"), error.errors()[0]
+    if first["type"] != "union_tag_invalid" or first["ctx"]["tag"] != said:
+        return None
+    names = re.findall(r"\w+", first["ctx"]["expected_tags"])
+    known = KNOWN_AS.get(_plain(said))
+    meant = [known] if known else difflib.get_close_matches(_plain(said), names, 1)
+    ask = f"; do you mean {meant[0]!r}?" if meant else "."
+    return f"likelihood {said!r} is no family{ask} There are {', '.join(names)}"

@@ -26,12 +26,23 @@ PICKLES = (b"PK\x03\x04", b"\x80")  # a torch checkpoint is a zip of a pickle; o
 
 def read(path: Path) -> onnx.ModelProto:
     """The model in a file, with its weights; Unusable where it isn't one graph that can safely be run."""
+    try:
+        return _looked(path)
+    except (MemoryError, RecursionError) as error:
+        raise Unusable(
+            f"{path}: takes more memory to look at than there is; is it broken? Export it again, without constants "
+            "that grow when it is run"
+        ) from error
+
+
+def _looked(path: Path) -> onnx.ModelProto:
     model = _parsed(path)
     for fault in (_foreign(model), _uncontrolled(model), _too_large(model)):
         if fault:
             raise Unusable(f"{path}: {fault}")
     _load_beside(path, model)
-    if fault := _unlike_their_size(model) or _bomb(model) or onnx_fault(model.SerializeToString()):
+    # What onnx itself does with a graph grows with the sizes in it, so the service's own look comes before that.
+    if fault := _unlike_their_size(model) or onnx_fault(model.SerializeToString()) or _bomb(model):
         raise Unusable(f"{path}: {fault}")
     return model
 

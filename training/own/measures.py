@@ -133,7 +133,8 @@ def _latents(pair: Pair, dataset: DataSet) -> Tensor:
     """Draws from q(z|x) of held-out rows, and from the prior."""
     q = pair.posterior(torch.from_numpy(dataset.splits["test"][:16]))
     bank = torch.tensor(noise.bank(0, 4, q.mean.shape[1]).noise).to(pair.dtype)
-    return torch.cat((q.draws(bank).flatten(0, 1), bank))
+    uniform = (torch.arange(len(bank)) + 0.5) / len(bank)
+    return torch.cat((q.draws(bank).flatten(0, 1), pair.prior.draws(bank, uniform)))
 
 
 # ---------------------------------------------------------------- sums to one

@@ -90,7 +90,11 @@ def _tensors(role: str, given: Any, names: tuple[str, ...] | None) -> tuple[Tens
         given = tuple(given[name] for name in names)
     if isinstance(given, list | tuple) and all(isinstance(one, Tensor) for one in given):
         return tuple(given)
-    raise Unusable(f"{role}: gives {type(given).__name__}; a tensor, a tuple of tensors or a dict of them is needed")
+    what = type(given).__name__
+    if isinstance(given, list | tuple):
+        what = f"a {what} of {', '.join(type(one).__name__ for one in given) or 'nothing'}"
+    leave = "; without .numpy(), which leaves torch" if "ndarray" in what else ""
+    raise Unusable(f"{role}: gives {what}; a tensor, a tuple of tensors or a dict of them is needed{leave}")
 
 
 class Pair(VAE):
@@ -144,7 +148,11 @@ class Pair(VAE):
 
     def posterior(self, x: Tensor) -> DiagonalNormal:
         """q(z|x)."""
-        mean, spread = self.encoder(self.converted(x))
+        return self.posterior_of(self.converted(x))
+
+    def posterior_of(self, u: Tensor) -> DiagonalNormal:
+        """The same of what the encoder is given."""
+        mean, spread = self.encoder(u)
         match self.encoder_gives:
             case "log_scale":
                 log_scale = spread

@@ -16,7 +16,7 @@ from training.data import SPLITS, DataSet, Rows, SplitName
 from training.sources.found import levels
 
 DTYPES = ("uint8", "int32", "int64", "float32", "float64")
-FEWEST = 40
+FEWEST, FEWEST_EACH = 40, 5  # rows of a sample; of a split
 Sample = Rows | Mapping[str, Rows] | Mapping[SplitName, Rows]
 
 
@@ -49,7 +49,7 @@ def sample(path: Path) -> Sample:
 
 def checked(rows: object) -> Rows:
     """Rows along the first axis, of a dtype that an artifact may have, each a finite number."""
-    found = np.asarray(rows)
+    found = _array(rows)
     if found.dtype == np.bool_:
         found = found.astype(np.uint8)
     if found.ndim < 2 or found[:1].size == 0:
@@ -59,6 +59,20 @@ def checked(rows: object) -> Rows:
     if not np.isfinite(found).all():
         raise Unusable("sample: holds NaN or an infinity; an own model takes no missing values")
     return np.ascontiguousarray(found, found.dtype.newbyteorder("="))
+
+
+def _array(rows: object) -> Rows:
+    """Rows as an array, whatever holds them: a tensor's are its values, wherever it lies and whatever it is part of."""
+    if isinstance(rows, str | Path):
+        raise Unusable(
+            f"sample: {str(rows)!r} is a path, and rows are needed: np.load it, or say --sample to import-onnx"
+        )
+    try:
+        return np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        ragged = "rows of unlike lengths make none; pad them, or cut them to one" if "inhomogeneous" in why else why
+        raise Unusable(f"sample: isn't an array (rows, …) of numbers: {ragged}") from error
 
 
 def shares(rows: int) -> tuple[int, int, int, int]:
@@ -85,6 +99,11 @@ def _given(splits: Mapping[Any, Rows]) -> dict[SplitName, Rows]:
     seen: set[bytes] = set()
     for name, rows in found.items():
         own = {(row + 0).tobytes() for row in rows}
+        if len(own) < FEWEST_EACH:
+            raise Unusable(
+                f"sample: {len(own)} different rows of {name}, and at least {FEWEST_EACH} of each split are needed; of "
+                "calibration many more, for with n of them no p-value is below 1/(n + 1)"
+            )
         if own & seen:
             raise Unusable(f"sample: a row of {name} is in another split too; splits are disjoint")
         seen |= own

@@ -18,6 +18,7 @@ from torch.export import Dim
 
 from training.composed import Composed
 from training.config import Unusable
+from training.own import attention
 
 Outputs = tuple[Tensor, ...]
 FAR = 1e-3  # of a row's largest |value|: rounding is far below, and neighbours that matter are far above
@@ -33,6 +34,12 @@ def traced(role: str, module: nn.Module, example: Tensor, others: Tensor) -> nn.
     """
     settled(role, module)
     found = looked(role, module, example)
+    for value in found:
+        if value.dtype != example.dtype:
+            raise Unusable(
+                f"{role}: gives {value.dtype} where {example.dtype} goes in; a cast in its forward does that (.half(), "
+                ".double(), autocast): take it out. What is computed in, the export decides"
+            )
     if any(isinstance(part, Composed) for part in module.modules()):  # a graph already
         looked(role, module, others)
         return module
@@ -52,6 +59,7 @@ def _plain(made: fx.GraphModule) -> fx.GraphModule:
     """torch's program as a module like others: it refuses eval(), and guards what `looked` has seen to."""
     for node in [node for node in made.graph.nodes if node.op == "call_module" and "_guards_fn" in str(node.target)]:
         made.graph.erase_node(node)
+    attention.written_out(made.graph)
     made.graph.set_codegen(fx.graph.CodeGen())  # one tensor in, a tuple out: there is no tree to unflatten
     return fx.GraphModule(made, made.graph)
 
@@ -143,6 +151,8 @@ def noisy(role: str, graph: fx.Graph) -> None:
                     f"{role}: {name} drops values at random; call .eval(), or hand it training=self.training"
                 )
             continue
+        if attention.settled(node):
+            continue
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise Unusable(f"{role}: draws random numbers ({name}). It {RANDOM}")
 
@@ -160,10 +170,12 @@ def _why(said: str) -> str:
             "has a branch or a shape that depends on the values in it, which no graph can have. Use torch.where for "
             f"the former, and masks for the latter ({first})"
         )
+    if "numpy" in said:
+        return f"leaves torch for numpy, which no graph can follow; say it in torch's own operations ({first})"
     if "Constraints violated" in said or "specialized" in said or "marked" in said:
         return (
             "does something else for other numbers of rows, so what it gives would move with the batch. Take sizes "
-            f"from x.shape[0], and don't branch on them ({first})"
+            f"from x.shape[0], don't branch on them, and don't leave torch by .tolist() ({first})"
         )
     return f"can't be traced: {first}"
 

@@ -17,6 +17,14 @@ from training.wanted import File
 # http://yann.lecun.com/exdb/mnist: two zeros, a type, how many axes; then each axis and the numbers, big-endian.
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
+# Whatever its byte order, a dtype → the one of ours that holds its values: bool and uint8 are levels, others counts.
+OURS = {
+    **dict.fromkeys(("bool", "uint8"), "uint8"),
+    **dict.fromkeys(("int8", "int16", "uint16", "int32"), "int32"),
+    **dict.fromkeys(("uint32", "int64"), "int64"),
+    **dict.fromkeys(("float16", "float32", "float64"), "float64"),
+}
+
 
 def read(wanted: File) -> Found:
     """The rows of a file, by what it is: .npz, IDX, or .npy where it is neither."""
@@ -31,7 +39,7 @@ def read(wanted: File) -> Found:
         rows = _npy(given, wanted.path)
     if rows.ndim < 2 or len(rows) == 0 or rows[0].size == 0:
         raise Unusable(f"{wanted.path}: rows along the first axis are needed, and at least two axes")
-    return _known(rows, wanted)
+    return _known(_ours(rows, wanted), wanted)
 
 
 def _npy(given: bytes, path: str) -> Rows:
@@ -67,9 +75,19 @@ def idx(given: bytes, path: str) -> Rows:
     if found != wanted:
         what = "is truncated" if found < wanted else "is too long"
         raise Unusable(f"{path}: {what}: its head says {'×'.join(map(str, shape))}, {wanted} bytes, and it has {found}")
-    rows = np.frombuffer(given, IDX[kind], offset=4 + 4 * axes).reshape(shape)
-    kept = {"i": np.int32, "f": np.float64}.get(rows.dtype.kind, np.uint8)  # signed: counts; float: real values
-    return rows.astype(kept)
+    return np.frombuffer(given, IDX[kind], offset=4 + 4 * axes).reshape(shape)
+
+
+def _ours(rows: Rows, wanted: File) -> Rows:
+    """The same values in a dtype of ours: levels stay uint8, whole numbers become int32 or int64, fractions float64."""
+    if rows.dtype.name in OURS:
+        return np.asarray(rows, OURS[rows.dtype.name])
+    if rows.dtype == np.uint64:
+        if rows.max() > np.iinfo(np.int64).max:
+            raise Unusable(f"{wanted.path}: holds {rows.max()}, more than int64 has room for")
+        return rows.astype(np.int64)
+    kinds = "booleans and uint8 (levels), other whole numbers (counts) or floats of up to 64 bits (real values)"
+    raise Unusable(f"{wanted.path}: holds {rows.dtype}; {kinds} are needed")
 
 
 def _known(rows: Rows, wanted: File) -> Found:
@@ -83,10 +101,7 @@ def _known(rows: Rows, wanted: File) -> Found:
         if np.isinf(rows).any():
             raise Unusable(f"{wanted.path}: holds a value that isn't a finite number")
         return Found(rows, REAL)
-    if rows.dtype in (np.int32, np.int64):
-        support = Support(kind="counts")
-        if support.off(rows).any():
-            raise Unusable(f"{wanted.path}: holds {rows.min()}; whole numbers of int32 or int64 are counts, from 0")
-        return Found(rows, support)
-    kinds = "uint8 (levels), int32 or int64 (counts) or float64 (real values, or several kinds)"
-    raise Unusable(f"{wanted.path}: holds {rows.dtype}; {kinds} is needed")
+    support = Support(kind="counts")
+    if support.off(rows).any():
+        raise Unusable(f"{wanted.path}: holds {rows.min()}; whole numbers other than uint8 are counts, from 0")
+    return Found(rows, support)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from training.wanted import Table
 
 SEPARATORS = ",;\t|"
 PARQUET = b"PAR1"
+PADDED = re.compile(r"[+-]?0\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def _csv(given: bytes, wanted: Table) -> Cells:
     names = _headed(lines, wanted)
     start = 1 if wanted.header else 0
     absent = frozenset(wanted.absent)
-    columns = tuple(_texts(list(cells), absent) for cells in zip(*lines[start:], strict=True))
+    columns = tuple(_there(list(cells), absent) for cells in zip(*lines[start:], strict=True))
     return Cells(names, columns or tuple([] for _ in names), [f"line {number}" for number in numbers[start:]])
 
 
@@ -70,13 +72,22 @@ def _headed(lines: list[list[str]], wanted: Table) -> tuple[str, ...]:
     if not wanted.header:
         return tuple(map(str, range(len(lines[0]))))
     names = tuple(name.strip() for name in lines[0])
-    if all(_is_number(name) for name in names):
+    if all(is_number(name) for name in names):
         raise Unusable(f"{wanted.path}: the first line names no columns, it holds numbers; say `header: false`")
     return names
 
 
-def _texts(cells: list[str], absent: frozenset[str]) -> list[str | None]:
-    return [None if (text := cell.strip()) in absent else text for cell in cells]
+def _there(cells: Sequence[str | None], absent: frozenset[str]) -> list[str | None]:
+    """Cells, None where they are absent: by their text, and in a column of numbers by the number too.
+
+    >>> _there(["1.5", "NA", "-999.0"], frozenset(["NA", "-999"])), _there(["a", "-999.0"], frozenset(["-999"]))
+    (['1.5', None, None], ['a', '-999.0'])
+    """
+    found = [None if cell is None or (text := cell.strip()) in absent else text for cell in cells]
+    marks = {number for mark in absent if (number := as_number(mark)) is not None}
+    if not marks or any(cell is not None and as_number(cell) is None for cell in found):
+        return found
+    return [None if cell is None or as_number(cell) in marks else cell for cell in found]
 
 
 def _separator(text: str) -> str:
@@ -105,20 +116,19 @@ def _parquet(given: bytes, wanted: Table) -> Cells:
     for series in frame:
         if series.dtype.is_nested():
             raise Unusable(f"{wanted.path}: column {series.name} holds {series.dtype}; a cell holds one value")
-    columns = tuple([_written(value, absent) for value in series.to_list()] for series in frame)
+    columns = tuple(_there([_written(value) for value in series.to_list()], absent) for series in frame)
     return Cells(tuple(frame.columns), columns, [f"row {place}" for place in range(1, frame.height + 1)])
 
 
-def _written(value: object, absent: frozenset[str]) -> str | None:
+def _written(value: object) -> str | None:
     """A value as text; null and NaN are missing.
 
-    >>> _written(True, frozenset()), _written(2.0, frozenset()), _written(float("nan"), frozenset())
+    >>> _written(True), _written(2.0), _written(float("nan"))
     ('true', '2.0', None)
     """
     if value is None or value != value:
         return None
-    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
-    return None if text in absent else text
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_names(names: tuple[str, ...], wanted: Table) -> None:
@@ -139,6 +149,15 @@ def numbers_of(cells: Sequence[str | None], otherwise: Callable[[int], float]) -
     return found
 
 
+def as_number(cell: str) -> float | None:
+    """A cell as the number that it is, or None where it is text, as 01234 is: a number doesn't begin with a 0 for show.
+
+    >>> as_number("-0.5"), as_number("1234.0"), as_number("01234")
+    (-0.5, 1234.0, None)
+    """
+    return None if PADDED.match(cell) else _number(cell)
+
+
 def _number(cell: str) -> float | None:
     """A finite number, or None. Python takes 1_000 and inf for numbers; a table doesn't."""
     try:
@@ -148,5 +167,6 @@ def _number(cell: str) -> float | None:
     return number if "_" not in cell and abs(number) < float("inf") else None
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell is a finite number, however it begins."""
     return _number(cell) is not None

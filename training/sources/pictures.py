@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from training.part import Unusable
 from training.sources.found import Found, Rows, levels, readable
@@ -46,13 +47,13 @@ def listed(folder: str) -> list[Path]:
 
 
 def one(path: Path, mode: str, wanted: Folder) -> Rows:
-    """A picture's levels, (height, width) or (height, width, 3)."""
+    """A picture's levels, (height, width) or (height, width, 3), the way up that its EXIF says."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith(DEEP):
                 raise Unusable(f"{path}: has levels of more than 8 bits; save it with 8")
-            picture = image.convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            picture = ImageOps.exif_transpose(image).convert(mode)
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise Unusable(f"{path}: not a picture that can be read") from error
     if wanted.size:
         height, width = wanted.size

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.sources.cells import Cells, numbers_of
+from training.sources.cells import Cells, as_number, is_number
 from training.wanted import MOST_CATEGORIES, Column, Role
 
 Doubles = NDArray[np.float64]
@@ -52,15 +52,15 @@ def every(cells: Cells) -> list[Guess]:
 
 def as_numbers(there: Sequence[str]) -> Doubles | None:
     """All as numbers, or None where one isn't."""
-    found = np.array(numbers_of(there, lambda _: math.inf), np.float64)
-    return None if np.isinf(found).any() else found
+    found = [as_number(cell) for cell in there]
+    return None if None in found else np.array(found, np.float64)
 
 
 def names(there: Sequence[str]) -> list[str]:
     """The categories that occur, in the order of the numbers that they are, else of the alphabet.
 
-    >>> names(["10", "9", "9.0"]), names(["b", "a"])
-    (['9', '10'], ['a', 'b'])
+    >>> names(["10", "9", "9.0"]), names(["b", "a"]), names(["1234", "01234"])
+    (['9', '10'], ['a', 'b'], ['01234', '1234'])
     """
     numbers = as_numbers(there)
     if numbers is None:
@@ -77,7 +77,9 @@ def _text(there: Sequence[str], different: int) -> tuple[Column, str]:
     if different > FEW or (different > 2 and different > len(there) / 2):
         return Column(role="skip"), f"text of {different} different values"
     role: Role = "binary" if different == 2 else "category"
-    return (Column(role=role, categories=names(there)) if different > 1 else Column(role="skip")), "text"
+    padded = all(is_number(cell) for cell in there)
+    why = "text: numbers that begin with a 0 for show" if padded else "text"
+    return (Column(role=role, categories=names(there)) if different > 1 else Column(role="skip")), why
 
 
 def _numeric(there: Sequence[str], numbers: Doubles, different: int) -> tuple[Column, str]:

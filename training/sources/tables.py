@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from service.artifact import Feature
 from training.part import Unusable
 from training.sources import cells as reading
 from training.sources import roles
-from training.sources.cells import Cells, numbers_of
+from training.sources.cells import Cells, as_number, numbers_of
 from training.sources.found import REAL, Found
 from training.wanted import Column, Table
 
@@ -81,21 +81,26 @@ def _encoded(name: str, of: Texts, column: Column, cells: Cells, wanted: Table) 
         for place in np.flatnonzero(_off(found, column))[:1]:
             raise refuse(int(place), f"which is no {'count' if column.role == 'count' else '0 or 1'}")
         return found
-    codes = {category: float(code) for code, category in enumerate(column.categories)}
+    code_of = _coding(column.categories)
     found = np.full(len(of), np.nan)
     for place, cell in enumerate(of):
-        if cell is not None and (code := _code(cell, codes)) is None:
+        if cell is not None and (code := code_of(cell)) is None:
             raise refuse(place, f"which is none of its categories: {', '.join(column.categories[:8])}")
         found[place] = np.nan if cell is None else code
     return found
 
 
-def _code(cell: str, codes: dict[str, float]) -> float | None:
-    """A cell's code: by its text, or as the number that it is."""
-    if cell in codes:
-        return codes[cell]
-    number = roles.as_numbers([cell])
-    return None if number is None else codes.get(roles.named(float(number[0])))
+def _coding(categories: Sequence[str]) -> Callable[[str], float | None]:
+    """A cell's code: by its text, or, where all categories are numbers, by the number that it is."""
+    texts = {category: float(code) for code, category in enumerate(categories)}
+    numbers = roles.as_numbers(categories)
+    known = {} if numbers is None else {number: float(code) for code, number in enumerate(numbers.tolist())}
+
+    def code_of(cell: str) -> float | None:
+        number = as_number(cell)
+        return texts.get(cell, None if number is None else known.get(number))
+
+    return code_of
 
 
 def _off(found: Doubles, column: Column) -> NDArray[np.bool_]:
