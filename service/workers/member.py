@@ -19,6 +19,7 @@ import numpy as np
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from service import footing
+from service.debts import Debts
 from service.drift import Doubles
 from service.engine import check_golden
 from service.errors import ArtifactRefused
@@ -97,12 +98,14 @@ class Member:
         stock: Stock | None,
         keys: Iterable[Key],
         folder: Path,
+        debts: Debts | None,
     ) -> None:
         self.number = number
         self.slot = slot
         self.listeners = listeners
         self.folder = folder
         self.keys = set(keys)
+        self.debts = debts  # which somebody settles when this process dies
         self.porter = stock is None
         self.may_listen = asyncio.Event()  # until then whoever comes waits at the listener
         self.name = "porter" if stock is None else str(number)

@@ -1,0 +1,73 @@
+"""Noting: a connection's transport that notes what is said on it, for whoever has to answer when this process can't."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+from service.debts import Debts, Note
+
+if TYPE_CHECKING:
+    from service.http.front import Connection
+
+ALL = 2**64 - 1  # heard, while what is read is thrown away: its answer came before it was whole
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # no answer: that is still owed
+
+
+class Noting:
+    """A transport, and the line that is kept of it. An answer is noted first and sent then."""
+
+    __slots__ = (
+        *("_before", "_connection", "_debts", "_descriptor", "_note", "_said", "_settled", "_transport", "_v2"),
+        *("_write", "close", "get_extra_info", "is_closing", "pause_reading", "resume_reading"),
+    )
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection, debts: Debts, note: Note) -> None:
+        self._transport, self._connection, self._debts, self._note = transport, connection, debts, note
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        self._before = self._said = self._settled = 0
+        self._v2 = False
+        self._write = transport.write
+        self.close, self.is_closing = transport.close, transport.is_closing
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+        self.get_extra_info = transport.get_extra_info
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever is asked for seldom."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send an answer or a part of one, to all that has been heard so far."""
+        heard = ALL if self._connection.reading else self._connection.heard
+        if data == CONTINUE:
+            heard, self._before = self._settled, self._said
+        elif heard != self._settled:
+            self._before, self._settled = self._said, heard
+        self._said += len(data)
+        self._note(self._before, self._said, heard)
+        self._write(data)
+
+    def whole(self) -> None:
+        """A request is whole: what comes now is another."""
+        if self._settled == ALL:
+            self._settled = self._connection.heard
+            self._note(self._before, self._said, self._settled)
+
+    def speaks(self, v2: bool) -> None:
+        """Note the protocol of the request that is read."""
+        if v2 is not self._v2:
+            self._v2 = v2
+            self._debts.speaks(self._descriptor, v2)
+
+    def forget(self) -> None:
+        """The connection has ended."""
+        self._debts.closed(self._descriptor)
+
+
+def noted(transport: asyncio.Transport, connection: Connection, debts: Debts) -> asyncio.Transport:
+    """A transport that notes what is said, where there is room for its line; the same one where there isn't."""
+    note = debts.opened(transport.get_extra_info("socket").fileno())
+    if note is None:
+        return transport
+    connection.noting = noting = Noting(transport, connection, debts, note)
+    return cast("asyncio.Transport", noting)
