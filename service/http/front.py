@@ -12,12 +12,12 @@ import asyncio
 import math
 from asyncio import TimerHandle
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from typing import Protocol as TypingProtocol
 from urllib.parse import unquote
 
 from httptools import HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.debts import Debts
 from service.http.calls import CLOSE, Call
@@ -26,6 +26,9 @@ from service.http.express import LARGEST, Counter, Entry, Known, Speaker
 from service.http.jobs import Job
 from service.http.noting import Noting, noted
 from service.http.telemetry import Books, Visit
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 
 class Finder(TypingProtocol):
@@ -137,6 +140,7 @@ class Connection(HttpToolsProtocol):
     active = 0.0
     heard = 0  # bytes that were read and met
     noting: Noting | None = None
+    running: RequestResponseCycle | None = None  # the request that the app is answering, or answered last
     unread = math.inf  # bytes that the caller hadn't read when that was last looked at
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -261,6 +265,8 @@ class Connection(HttpToolsProtocol):
         self.entry = None
         known = entry.known
         if self.transport.is_closing():
+            books = self.front.books
+            books.gone(known.route.path, books.door.come())
             return
         self._unset_keepalive_if_required()  # it is armed again with the answer
         self.call = call = Call(self, known.route, dict(known.heads), known.query)
@@ -376,9 +382,16 @@ class Connection(HttpToolsProtocol):
         else:
             super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle  # uvicorn would tell only the last one that was read that its caller has gone
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone."""
         super().connection_lost(exc)
+        if self.running is not None and not self.running.response_complete:
+            self.running.disconnected = True
+            self.running.message_event.set()
         if self.noting is not None:
             self.noting.forget()
         if self.timer is not None:

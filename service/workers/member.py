@@ -112,7 +112,7 @@ class Member:
         self.bereaved = False  # whether the supervisor has gone, and can't clear up
         self._channel = channel
         self._supervisor = os.getppid()
-        self._said: dict[str, Any] = {"pids": [], "serving": 0, "replaced": 0}
+        self._said: dict[str, Any] = {"pids": [], "heirs": [], "serving": 0, "replaced": 0}
         self._relays: dict[int, Relay] = {}
         self._entries = (
             {key: self._relayed(opened, stock.tags[key]) for key, opened in stock.entries.items()} if stock else {}
@@ -284,7 +284,7 @@ class Member:
         from service.metrics import processes
 
         said = self._said
-        yield from processes(said["pids"], self._supervisor)
+        yield from processes(said["pids"], self._supervisor, said["heirs"])
         yield GaugeMetricFamily("vae_serve_workers", "Worker processes that serve", value=said["serving"])
         replaced = "Worker processes that died or stalled, and were replaced"
         yield CounterMetricFamily("vae_serve_workers_replaced", replaced, value=said["replaced"])

@@ -112,7 +112,8 @@ class Supervisor:
         """The last workers have ended: give their heirs a moment, if they have anybody to answer."""
         end = time.monotonic() + SLACK
         while self._nursery.heirs and time.monotonic() < end:
-            select.select([woken], [], [], BEAT)
+            if select.select([woken], [], [], BEAT)[0]:
+                woken.recv(4096)
             self._reap()
 
     def _heed(self) -> None:
@@ -374,9 +375,9 @@ class Supervisor:
             return
         self._told = now
         serving = [one for one in self._living.values() if one.serves and one.stock and not one.leaving]
-        pids = [*self._living, *self._nursery.heirs]
+        pids, heirs = list(self._living), list(self._nursery.heirs)
         for process in self._living.values():
-            process.channel.send("group", pids=pids, serving=len(serving), replaced=self._replaced)
+            process.channel.send("group", pids=pids, heirs=heirs, serving=len(serving), replaced=self._replaced)
             for tag in self._news:
                 if watched := self._stock.watch(tag):
                     process.channel.mention("watch", tag=tag, **watched)

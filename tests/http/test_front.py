@@ -388,3 +388,24 @@ async def test_while_answers_are_not_read_nothing_more_is_met(small: Path) -> No
             connection.timeout_keep_alive_handler()
             assert wire.aborted == aborted
         connection.connection_lost(None)
+
+
+@pytest.mark.anyio
+async def test_a_request_that_the_express_cannot_answer_any_more_is_counted(small: Path) -> None:
+    """Its connection was closing when it was handed back: its caller has gone, like others that have."""
+    async with open_house(configured(small)) as house:
+        speaks = house.app.state.front.protocol()
+        config = uvicorn.Config(house.app, http=speaks, log_config=None, lifespan="off")
+        config.load()
+        connection, wire = speaks(config=config, server_state=ServerState(), app_state={}), Wire()
+        connection.connection_made(wire)
+        good = json.dumps({"inputs": X.tolist()}).encode()
+        connection.data_received(request(good))
+        await until(lambda: len(wire.written) == 1)
+        connection.data_received(request(good.replace(b"0", b"7", 1)))
+        assert house.app.state.door.inside == 1
+        wire.abort()
+        await until(lambda: house.app.state.door.inside == 0)
+        assert len(wire.written) == 1
+        assert 'operation="score",status="499"} 1.0' in (await house.client.get("/metrics")).text
+        connection.connection_lost(None)
