@@ -18,6 +18,7 @@ from typing import Literal
 NUMBERS = struct.Struct("=QQQ")  # before, said, heard
 FORM = NUMBERS.size
 SIZE = 32  # bytes of a connection's line
+ALL = 2**64 - 1  # heard, where the request was answered before it was whole: what comes is thrown away
 MOST = 2**20  # lines at most; what nobody writes to takes no memory
 
 Standing = Literal["owed", "even", "broken"]

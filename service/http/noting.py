@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
-from service.debts import Debts, Note
+from service.debts import ALL, Debts, Note
 
 if TYPE_CHECKING:
     from service.http.front import Connection
 
-ALL = 2**64 - 1  # heard, while what is read is thrown away: its answer came before it was whole
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # no answer: that is still owed
 
 
@@ -22,9 +21,11 @@ class Noting:
         *("_write", "close", "get_extra_info", "is_closing", "pause_reading", "resume_reading"),
     )
 
-    def __init__(self, transport: asyncio.Transport, connection: Connection, debts: Debts, note: Note) -> None:
-        self._transport, self._connection, self._debts, self._note = transport, connection, debts, note
-        self._descriptor = transport.get_extra_info("socket").fileno()
+    def __init__(
+        self, transport: asyncio.Transport, connection: Connection, debts: Debts, descriptor: int, note: Note
+    ) -> None:
+        self._transport, self._connection = transport, connection
+        self._debts, self._descriptor, self._note = debts, descriptor, note
         self._before = self._said = self._settled = 0
         self._v2 = False
         self._write = transport.write
@@ -66,8 +67,9 @@ class Noting:
 
 def noted(transport: asyncio.Transport, connection: Connection, debts: Debts) -> asyncio.Transport:
     """A transport that notes what is said, where there is room for its line; the same one where there isn't."""
-    note = debts.opened(transport.get_extra_info("socket").fileno())
+    descriptor = transport.get_extra_info("socket").fileno()
+    note = debts.opened(descriptor)
     if note is None:
         return transport
-    connection.noting = noting = Noting(transport, connection, debts, note)
+    connection.noting = noting = Noting(transport, connection, debts, descriptor, note)
     return cast("asyncio.Transport", noting)

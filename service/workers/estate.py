@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.debts import Debts
+from service.debts import ALL, Debts
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ class Estate:
         self._waits.register(caller, select.POLLIN)
         if standing == "owed":
             self._tell(left)
+        elif line.heard == ALL:
+            self._end(left)
         self._read(left)
 
     def _tell(self, left: Left) -> None:
@@ -110,10 +112,15 @@ class Estate:
         except OSError:
             self._let_go(left)
             return
-        left.until = time.monotonic() + SILENT
         if left.rest:
+            left.until = time.monotonic() + SILENT
             self._waits.modify(left.caller, select.POLLIN | select.POLLOUT)
-            return
+        else:
+            self._end(left)
+
+    def _end(self, left: Left) -> None:
+        """Say that there is no more to come; what comes from there is thrown away."""
+        left.rest, left.until = b"", time.monotonic() + SILENT
         self._waits.modify(left.caller, select.POLLIN)
         with suppress(OSError):
             left.caller.shutdown(socket.SHUT_WR)

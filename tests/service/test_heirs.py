@@ -282,7 +282,7 @@ def test_an_answer_that_has_begun_is_cut(pair: Group) -> None:
 
 def test_a_connection_that_a_worker_closes_is_closed(pair: Group) -> None:
     """Its heir has it too, and holds nothing open: the caller sees the end. What was answered is owed no longer."""
-    early = asking(bytes(2**21))[: -(2**20)]  # refused before it is whole, and thrown away from then on
+    early = asking(bytes(2**21))[: -(2**20)]  # refused before it is whole, and thrown away to its end
     told = len(pair.said("answered 503"))
     for sends in (
         asking(ONE, "/v1/models/tiny/score", "Connection: close"),
@@ -297,6 +297,8 @@ def test_a_connection_that_a_worker_closes_is_closed(pair: Group) -> None:
         callers = [stack.enter_context(calling(pair, sends)) for sends in sent for _ in range(4)]
         assert {one(caller)[0] for caller in callers} == {200, 400, 413}
         killed(pair, "0", "1")
+        for caller in callers[4:8]:
+            caller.sendall(bytes(2**10))
         assert {rest(caller) for caller in callers} == {b""}
     assert len(pair.said("answered 503")) == told
 
