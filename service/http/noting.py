@@ -8,17 +8,35 @@ from typing import TYPE_CHECKING, Any, cast
 from service.debts import ALL, Debts, Note
 
 if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from service.http.front import Connection
 
+HEAD = b"HTTP/1.1 "
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # no answer: that is still owed
 
 
 class Noting:
-    """A transport, and the line that is kept of it. An answer is noted first and sent then."""
+    """A transport, and the line that is kept of it. An answer is noted first and sent then.
+
+    The app sends a head and then a body, and an answer of which the head has gone can't be given by anyone else: so
+    what comes in the same turn of the loop goes together.
+    """
 
     __slots__ = (
-        *("_before", "_connection", "_debts", "_descriptor", "_note", "_said", "_settled", "_transport", "_v2"),
-        *("_write", "close", "get_extra_info", "is_closing", "pause_reading", "resume_reading"),
+        *(
+            "_before",
+            "_connection",
+            "_debts",
+            "_descriptor",
+            "_kept",
+            "_note",
+            "_said",
+            "_settled",
+            "_transport",
+            "_v2",
+        ),
+        *("_write", "get_extra_info", "is_closing", "pause_reading", "resume_reading"),
     )
 
     def __init__(
@@ -28,8 +46,9 @@ class Noting:
         self._debts, self._descriptor, self._note = debts, descriptor, note
         self._before = self._said = self._settled = 0
         self._v2 = False
+        self._kept = b""
         self._write = transport.write
-        self.close, self.is_closing = transport.close, transport.is_closing
+        self.is_closing = transport.is_closing
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
         self.get_extra_info = transport.get_extra_info
 
@@ -39,14 +58,35 @@ class Noting:
 
     def write(self, data: bytes) -> None:
         """Send an answer or a part of one, to all that has been heard so far."""
+        kept, running = self._kept, self._connection.running
+        if not kept and running is not None and self._begins(running, data):
+            self._kept = data
+            self._connection.loop.call_soon(self._flush)
+            return
         heard = ALL if self._connection.reading else self._connection.heard
         if data == CONTINUE:
             heard, self._before = self._settled, self._said
         elif heard != self._settled:
             self._before, self._settled = self._said, heard
-        self._said += len(data)
+        self._said += len(kept) + len(data)
         self._note(self._before, self._said, heard)
-        self._write(data)
+        if kept:
+            self._kept = b""
+            self._transport.writelines((kept, data))
+        else:
+            self._write(data)
+
+    def _begins(self, running: RequestResponseCycle, data: bytes) -> bool:
+        return not running.response_complete and data.startswith(HEAD) and data != CONTINUE
+
+    def _flush(self) -> None:
+        if self._kept and not self._transport.is_closing():
+            self.write(b"")
+
+    def close(self) -> None:
+        """Close it, once all was sent."""
+        self._flush()
+        self._transport.close()
 
     def whole(self) -> None:
         """A request is whole: what comes now is another."""
