@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from email.utils import formatdate
+from functools import cache
 from typing import Any
 
 from starlette.requests import Request
@@ -14,12 +15,19 @@ from service.errors import Interrupted
 from service.http.errors import refusal
 from service.http.telemetry import Visit
 
+NOBODY = b"0" * 32
 SAID = "the process that had this request died before it could answer; ask again"
 
 
 def interrupted(v2: bool) -> bytes:
     """Head and body, in the words of the one table. Of the request nothing is known but the protocol that it spoke."""
-    visit = Visit(uuid.uuid4().hex, time.perf_counter())
+    return _for_nobody(v2).replace(NOBODY, uuid.uuid4().hex.encode())
+
+
+@cache
+def _for_nobody(v2: bool) -> bytes:
+    """The same under an id that is nobody's: whoever answers has many to answer at once, and is gone soon."""
+    visit = Visit(NOBODY.decode(), time.perf_counter())
     scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",

@@ -137,7 +137,7 @@ class Estate:
             self._let_go(left)
             return
         if left.rest is None:
-            left.v2 = left.v2 or b" /v2/" in part.partition(b"\r\n")[0]
+            left.v2 = b" /v2/" in part.partition(b"\r\n")[0]
             self._tell(left)
         left.until = time.monotonic() + SILENT
 
