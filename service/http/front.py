@@ -188,7 +188,7 @@ class Connection(HttpToolsProtocol):
         """A known head is here, and as much of the body behind it as came with it."""
         self.entry = entry = Entry(self, known, data[end:])
         entry.era = self.front.books.door.come()
-        if self.noting is not None:
+        if self.noting is not None and self.noting.v2 is not known.route.v2:
             self.noting.speaks(known.route.v2)
         if len(entry.body) == known.length:
             known.counter.add(entry)

@@ -24,19 +24,8 @@ class Noting:
     """
 
     __slots__ = (
-        *(
-            "_before",
-            "_connection",
-            "_debts",
-            "_descriptor",
-            "_kept",
-            "_note",
-            "_said",
-            "_settled",
-            "_transport",
-            "_v2",
-        ),
-        *("_write", "get_extra_info", "is_closing", "pause_reading", "resume_reading"),
+        *("_before", "_connection", "_debts", "_descriptor", "_kept", "_note", "_said", "_settled", "_transport"),
+        *("_write", "get_extra_info", "is_closing", "pause_reading", "resume_reading", "v2"),
     )
 
     def __init__(
@@ -45,7 +34,7 @@ class Noting:
         self._transport, self._connection = transport, connection
         self._debts, self._descriptor, self._note = debts, descriptor, note
         self._before = self._said = self._settled = 0
-        self._v2 = False
+        self.v2 = False
         self._kept = b""
         self._write = transport.write
         self.is_closing = transport.is_closing
@@ -58,12 +47,25 @@ class Noting:
 
     def write(self, data: bytes) -> None:
         """Send an answer or a part of one, to all that has been heard so far."""
-        kept, running = self._kept, self._connection.running
+        connection = self._connection
+        if connection.running is not None or connection.reading:
+            self._write_part(connection, data)
+            return
+        heard = connection.heard
+        if heard != self._settled:
+            self._before, self._settled = self._said, heard
+        self._said = said = self._said + len(data)
+        self._note(self._before, said, heard)
+        self._write(data)
+
+    def _write_part(self, connection: Connection, data: bytes) -> None:
+        """The same for what comes in parts, before a request is whole, or is no answer."""
+        kept, running = self._kept, connection.running
         if not kept and running is not None and self._begins(running, data):
             self._kept = data
-            self._connection.loop.call_soon(self._flush)
+            connection.loop.call_soon(self._flush)
             return
-        heard = ALL if self._connection.reading else self._connection.heard
+        heard = ALL if connection.reading else connection.heard
         if data == CONTINUE:
             heard, self._before = self._settled, self._said
         elif heard != self._settled:
@@ -96,8 +98,8 @@ class Noting:
 
     def speaks(self, v2: bool) -> None:
         """Note the protocol of the request that is read."""
-        if v2 is not self._v2:
-            self._v2 = v2
+        if v2 is not self.v2:
+            self.v2 = v2
             self._debts.speaks(self._descriptor, v2)
 
     def forget(self) -> None:
