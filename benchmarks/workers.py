@@ -6,8 +6,8 @@
 A layout is workers × lanes. Client and server share the cores they are bound to, and rounds are interleaved: every
 layout is measured once before any is measured again, since what else runs on a machine comes and goes. Requests are
 one-row JSON scores by connections that are kept. Costs are memory (each process's own and its share of what it shares),
-the time from a start to the first score, the time from a worker's death to the next one's serving, and what counting
-takes.
+the time from a start to the first score, the time from a worker's death to the last of its callers' being told and to
+the next one's serving, and what counting takes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import json
 import os
 import platform
 import re
+import select
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +41,7 @@ from service.metrics import Group, Metrics, proportional
 
 MODELS = Path(__file__).parents[1] / "exported_models"
 CONCURRENCY = (1, 16, 64)
+CALLERS = 200  # who are inside when a worker dies
 THREE = ("tiny", "mnist", "diabetes")
 
 
@@ -168,19 +172,47 @@ def start(rounds: int) -> None:
 
 
 def replacement(rounds: int) -> None:
-    """From the death of a worker to the next one's serving."""
-    taken = []
+    """From the death of a worker to the last of its callers' being told, and to the next one's serving."""
+    taken, told, count = [], [], 0
     with service("2x1", THREE) as (process, address):
         time.sleep(1.0)  # the porter has gone
         for dead in range(1, rounds + 1):
-            begun = time.perf_counter()
-            os.kill(children(process.pid)[0], signal.SIGKILL)
-            wanted = ("vae_serve_workers 2.0", f"vae_serve_workers_replaced_total {dead}.0")
-            while not all(line in metrics(address) for line in wanted):
-                time.sleep(0.005)
-            taken.append(time.perf_counter() - begun)
+            with ExitStack() as stack:
+                callers = [stack.enter_context(half_asked(address)) for _ in range(CALLERS)]
+                time.sleep(0.2)  # they are in the workers
+                begun = time.perf_counter()
+                os.kill(children(process.pid)[0], signal.SIGKILL)
+                last = begun
+                wanted = ("vae_serve_workers 2.0", f"vae_serve_workers_replaced_total {dead}.0")
+                serving = ThreadPoolExecutor(1).submit(until_said, address, wanted)
+                while not serving.done():
+                    for caller in select.select(callers, [], [], 0.005)[0]:
+                        last = time.perf_counter()
+                        assert caller.recv(4096).startswith(b"HTTP/1.1 503")
+                        callers.remove(caller)
+                count += CALLERS - len(callers)
+                told.append(last - begun)
+                taken.append(serving.result() - begun)
             time.sleep(11.0)  # not one of a row
     print(f"\nDeath of one of two workers to both serving, s: median | least–most: {spread(taken, '.2f')}")
+    print(f"To the last of its callers ({count / rounds:.0f} each time) being told, s: {spread(told, '.3f')}")
+
+
+def until_said(address: str, wanted: Sequence[str]) -> float:
+    """When /metrics has some lines."""
+    while not all(line in metrics(address) for line in wanted):
+        time.sleep(0.005)
+    return time.perf_counter()
+
+
+@contextmanager
+def half_asked(address: str) -> Iterator[socket.socket]:
+    """A connection, and a request on it whose body doesn't come."""
+    host, port = address.removeprefix("http://").split(":")
+    head = "POST /v1/models/mnist/score HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    with socket.create_connection((host, int(port))) as caller:
+        caller.sendall(head.encode())
+        yield caller
 
 
 def counting() -> None:

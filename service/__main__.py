@@ -28,6 +28,7 @@ from service.app import build
 from service.artifact import Manifest
 from service.door import Door
 from service.errors import Problem
+from service.http.interrupted import interrupted
 from service.lanes import Lanes
 from service.settings import Settings, SettingsError, load
 from service.workers import House, Member, Source, Stock, Supervisor, count, obstacle, share
@@ -227,7 +228,9 @@ def serve(settings: Settings) -> int:
     if workers == 1:
         return work(settings, listeners)
     source = Source(settings.models, parts.standard_opener(settings), settings.state, settings.drift_false_alarm)
-    return Supervisor(settings, Stock(source), listeners, partial(member_work, share(settings, workers))).run()
+    return Supervisor(
+        settings, Stock(source), listeners, partial(member_work, share(settings, workers)), interrupted
+    ).run()
 
 
 def member_work(settings: Settings, member: Member) -> int:

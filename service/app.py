@@ -123,7 +123,8 @@ def build(
     app.add_middleware(Telemetry, books=books)
     app.state.models, app.state.door, app.state.lanes, app.state.desk = models, door, lanes, desk
     app.state.repository, app.state.metrics = repository, metrics
-    app.state.front = Front(desk, books, (jobs.Finder(desk, operations), v2.Finder(window)), lanes.count)
+    finders = jobs.Finder(desk, operations), v2.Finder(window)
+    app.state.front = Front(desk, books, finders, lanes.count, member.debts if member else None)
     return app
 
 

@@ -14,6 +14,7 @@ Problem
 │   ├── Overloaded          the waiting room is full
 │   ├── NotReady            still loading, refused at load, or draining
 │   ├── Late                the deadline passed, or can't be met
+│   ├── Interrupted         the process that had the request died
 │   └── Unkept              what was to be kept on disk can't be written there
 └── Ours                    nobody's mistake but ours
     ├── ArtifactRefused     a folder that isn't the artifact its manifest says
@@ -116,6 +117,10 @@ class NotReady(Unavailable):
 
 class Late(Unavailable):
     """The deadline passed, or can't be met."""
+
+
+class Interrupted(Unavailable):
+    """The process that had the request died before its answer."""
 
 
 class Unkept(Unavailable):

@@ -372,10 +372,11 @@ class _Processes(Collector):
         return self._ask()
 
 
-def processes(pids: Iterable[int], parent: int) -> Iterable[Metric]:
+def processes(pids: Iterable[int], parent: int, heirs: Iterable[int]) -> Iterable[Metric]:
     """What ProcessCollector says of one process, of a parent and its children together.
 
-    Memory that they share is counted once: resident is the sum of their proportional shares.
+    Memory that they share is counted once: resident is the sum of their proportional shares, and those of heirs, who
+    are nothing but a share of somebody else's memory and descriptors.
     """
     alive = [found for pid in (parent, *pids) if (found := _said(pid))]
     sums = {
@@ -384,7 +385,7 @@ def processes(pids: Iterable[int], parent: int) -> Iterable[Metric]:
     }
     for name, said in sums.items():
         yield GaugeMetricFamily(name, said, value=sum(found.get(name, 0.0) for found in alive))
-    resident = sum(proportional(pid) for pid in (parent, *pids))
+    resident = sum(proportional(pid) for pid in (parent, *pids, *heirs))
     yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size in bytes.", value=resident)
     for name, said in {
         "process_start_time_seconds": "Start time of the process since unix epoch in seconds.",

@@ -16,6 +16,7 @@ LEAVES |= {"anomaly", "appraisal", "calibration", "conditional", "drift", "evide
 # Who may import what inside the service, leaves aside. http → operations → models → batcher → engine.
 ARROWS = {
     "errors": set[str](),
+    "debts": set[str](),
     "artifact": {"errors"},
     "frames": set[str](),
     "noise": {"frames"},
@@ -41,8 +42,8 @@ ARROWS = {
     "settings": set[str](),
     "metrics": set[str](),
     "logs": set[str](),
-    "workers": LEAVES | {"settings", "metrics", "models", "engine", "lanes", "footing", "door"},
-    "http": LEAVES | {"operations", "models", "footing", "door"},
+    "workers": LEAVES | {"settings", "metrics", "models", "engine", "lanes", "footing", "door", "debts"},
+    "http": LEAVES | {"operations", "models", "footing", "door", "debts"},
     "http.admin": LEAVES | {"models", "repository"},
     "http.telemetry": LEAVES | {"operations", "models", "door", "metrics"},
     "http.health": LEAVES | {"models", "door", "metrics"},

@@ -29,6 +29,7 @@ STATUSES: Mapping[type[Exception], int] = {
     errors.Overloaded: 429,
     errors.NotReady: 503,
     errors.Late: 503,
+    errors.Interrupted: 503,
     errors.Unkept: 503,
     errors.Problem: 500,
     Exception: 500,

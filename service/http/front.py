@@ -8,21 +8,27 @@ connection: chunked bodies, callers that wait for 100-continue, other methods an
 
 from __future__ import annotations
 
+import asyncio
 import math
 from asyncio import TimerHandle
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from typing import Protocol as TypingProtocol
 from urllib.parse import unquote
 
 from httptools import HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.debts import Debts
 from service.http.calls import CLOSE, Call
 from service.http.exchange import Desk, Heard
 from service.http.express import LARGEST, Counter, Entry, Known, Speaker
 from service.http.jobs import Job
+from service.http.noting import Noting, noted
 from service.http.telemetry import Books, Visit
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 
 class Finder(TypingProtocol):
@@ -51,17 +57,23 @@ OK = STATUS_LINE[200]
 class Route:
     """A path, how a job is begun for who asks there, and what finds that."""
 
-    __slots__ = ("begin", "finder", "path")
+    __slots__ = ("begin", "finder", "path", "v2")
 
     def __init__(self, path: str, begin: Callable[[Heard, Visit], Job], finder: Finder) -> None:
         self.path, self.begin, self.finder = path, begin, finder
+        self.v2 = path.startswith("/v2/")
 
 
 class Front:
-    """What every connection of the front is handed: the desk, the books, and what finds an operation by a path."""
+    """What every connection of the front is handed: the desk, the books, and what finds an operation by a path.
 
-    def __init__(self, desk: Desk, books: Books, finders: Sequence[Finder], lanes: int) -> None:
-        self.desk, self.books, self.lanes = desk, books, lanes
+    debts: where is noted what is owed to callers, if somebody else would answer them when this process dies.
+    """
+
+    def __init__(
+        self, desk: Desk, books: Books, finders: Sequence[Finder], lanes: int, debts: Debts | None = None
+    ) -> None:
+        self.desk, self.books, self.lanes, self.debts = desk, books, lanes, debts
         self._finders = finders
         self._routes: dict[bytes, Route | None] = {}
         self._counters: dict[tuple[str, bytes], Counter] = {}
@@ -126,6 +138,9 @@ class Connection(HttpToolsProtocol):
     left = 0  # bytes of the body that is being read, which are still to come
     since: float | None = None  # when a request came that the parser is shown only now
     active = 0.0
+    heard = 0  # bytes that were read and met
+    noting: Noting | None = None
+    running: RequestResponseCycle | None = None  # the request that the app is answering, or answered last
     unread = math.inf  # bytes that the caller hadn't read when that was last looked at
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -135,6 +150,12 @@ class Connection(HttpToolsProtocol):
         self.missing = 0  # bytes that it lacks
         self.timer: TimerHandle | None = None  # runs while it lacks some
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A caller is here."""
+        if self.front.debts is not None:
+            transport = noted(transport, self, self.front.debts)
+        super().connection_made(transport)
+
     # ------------------------------------------------------------ the express
 
     def data_received(self, data: bytes) -> None:
@@ -143,6 +164,7 @@ class Connection(HttpToolsProtocol):
             self.later.append(data)  # whoever doesn't read its answers isn't given more of them
             self.flow.pause_reading()
             return
+        self.heard += len(data)
         if self.entry is not None:
             self._gather(self.entry, data)
             return
@@ -166,6 +188,8 @@ class Connection(HttpToolsProtocol):
         """A known head is here, and as much of the body behind it as came with it."""
         self.entry = entry = Entry(self, known, data[end:])
         entry.era = self.front.books.door.come()
+        if self.noting is not None and self.noting.v2 is not known.route.v2:
+            self.noting.speaks(known.route.v2)
         if len(entry.body) == known.length:
             known.counter.add(entry)
             return
@@ -177,6 +201,7 @@ class Connection(HttpToolsProtocol):
         """Some more of a body is here; what follows it is another request's."""
         if len(data) > self.missing:
             self.later.append(data[self.missing :])
+            self.heard -= len(data) - self.missing
             self.flow.pause_reading()
             data = data[: self.missing]
         self.parts.append(data)
@@ -217,6 +242,7 @@ class Connection(HttpToolsProtocol):
             if call.response_complete and self.timeout_keep_alive_task is None:
                 self._look_later(self.timeout_keep_alive)
             if rest:
+                self.heard -= len(rest)
                 self.data_received(rest)
 
     def answered(self, entry: Entry, heads: bytes, body: bytes, timing: bytes) -> None:
@@ -239,6 +265,8 @@ class Connection(HttpToolsProtocol):
         self.entry = None
         known = entry.known
         if self.transport.is_closing():
+            books = self.front.books
+            books.gone(known.route.path, books.door.come())
             return
         self._unset_keepalive_if_required()  # it is armed again with the answer
         self.call = call = Call(self, known.route, dict(known.heads), known.query)
@@ -304,6 +332,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is here: is it one for the front?"""
+        if self.noting is not None:
+            self.noting.speaks(self.url.startswith(b"/v2"))
         if self.parser.get_method() == b"POST" and (self.cycle is None or self.cycle.response_complete):
             url, _, query = self.url.partition(b"?")
             if (route := self.front.route(url)) and (heads := self._heads()) is not None:
@@ -342,6 +372,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is whole."""
         self.reading = False
+        if self.noting is not None:
+            self.noting.whole()
         head, self.head = self.head, None  # it is the first request's in these bytes, and no other's
         if call := self.fronted:
             if head is not None and call.keep_alive and not call.response_complete:
@@ -350,9 +382,18 @@ class Connection(HttpToolsProtocol):
         else:
             super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle  # uvicorn would tell only the last one that was read that its caller has gone
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone."""
         super().connection_lost(exc)
+        if self.running is not None and not self.running.response_complete:
+            self.running.disconnected = True
+            self.running.message_event.set()
+        if self.noting is not None:
+            self.noting.forget()
         if self.timer is not None:
             self.timer.cancel()
         if self.entry is not None and not self.entry.gone:

@@ -19,6 +19,7 @@ import numpy as np
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from service import footing
+from service.debts import Debts
 from service.drift import Doubles
 from service.engine import check_golden
 from service.errors import ArtifactRefused
@@ -97,19 +98,21 @@ class Member:
         stock: Stock | None,
         keys: Iterable[Key],
         folder: Path,
+        debts: Debts | None,
     ) -> None:
         self.number = number
         self.slot = slot
         self.listeners = listeners
         self.folder = folder
         self.keys = set(keys)
+        self.debts = debts  # which somebody settles when this process dies
         self.porter = stock is None
         self.may_listen = asyncio.Event()  # until then whoever comes waits at the listener
         self.name = "porter" if stock is None else str(number)
         self.bereaved = False  # whether the supervisor has gone, and can't clear up
         self._channel = channel
         self._supervisor = os.getppid()
-        self._said: dict[str, Any] = {"pids": [], "serving": 0, "replaced": 0}
+        self._said: dict[str, Any] = {"pids": [], "heirs": [], "serving": 0, "replaced": 0}
         self._relays: dict[int, Relay] = {}
         self._entries = (
             {key: self._relayed(opened, stock.tags[key]) for key, opened in stock.entries.items()} if stock else {}
@@ -281,7 +284,7 @@ class Member:
         from service.metrics import processes
 
         said = self._said
-        yield from processes(said["pids"], self._supervisor)
+        yield from processes(said["pids"], self._supervisor, said["heirs"])
         yield GaugeMetricFamily("vae_serve_workers", "Worker processes that serve", value=said["serving"])
         replaced = "Worker processes that died or stalled, and were replaced"
         yield CounterMetricFamily("vae_serve_workers_replaced", replaced, value=said["replaced"])

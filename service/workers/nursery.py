@@ -21,7 +21,9 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.debts import Debts
 from service.models import find
+from service.workers import heir
 from service.workers.channel import Channel
 from service.workers.member import Member
 from service.workers.stock import Stock
@@ -56,13 +58,17 @@ class Process:
 class Nursery:
     """Forks processes that do their work at a seat, and knows who lives. models is where the porter looks for names."""
 
-    def __init__(self, listeners: list[socket.socket], models: Path, work: Callable[[Member], int]) -> None:
+    def __init__(
+        self, listeners: list[socket.socket], models: Path, work: Callable[[Member], int], refuse: heir.Refuse
+    ) -> None:
         self.seats = len(listeners)
         self.living: dict[int, Process] = {}
+        self.heirs: set[int] = set()  # of the living, and of who died lately
         self.signals: list[int] = []
         self._listeners = dict(enumerate(listeners))
         self._models = models
         self._work = work
+        self._refuse = refuse
         self._wakers = socket.socketpair()
         self._folder = tempfile.TemporaryDirectory(prefix="vae-serve-")
 
@@ -123,7 +129,8 @@ class Nursery:
                     listener.close()
             listeners = [self._listeners[other] for other in kept]
             keys = stock.entries if stock else find(self._models)
-            member = Member(number, slot, channel, listeners, stock, keys, Path(self._folder.name))
+            debts = self._engage(f"worker {number} (pid {os.getpid()})", channel, listeners) if stock else None
+            member = Member(number, slot, channel, listeners, stock, keys, Path(self._folder.name), debts)
             status = self._work(member)
             if member.bereaved:  # not sooner: what is answered until then is counted there
                 shutil.rmtree(self._folder.name, ignore_errors=True)
@@ -134,15 +141,26 @@ class Nursery:
             sys.stdout.flush()
             os._exit(status)  # nothing of the supervisor's is to be cleared up here
 
+    def _engage(self, name: str, channel: Channel, listeners: list[socket.socket]) -> Debts | None:
+        """In a worker: give it an heir, who answers its callers if it dies; what it owes them is noted from then on."""
+        debts = Debts()
+        pid = heir.engage(name, debts, {listener.getsockname()[1] for listener in listeners}, self._refuse)
+        if pid is None:
+            return None
+        channel.send("heir", pid=pid)
+        return debts
+
     def ended(self) -> Generator[tuple[Process, int], None, None]:
         """Who has ended since, and how: a status, or a signal's number below 0."""
-        while self.living:
+        while self.living or self.heirs:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                self.heirs.clear()  # one that went before it was heard of
                 return
             if pid == 0:
                 return
+            self.heirs.discard(pid)
             if process := self.living.pop(pid, None):
                 yield process, os.waitstatus_to_exitcode(status)
                 process.channel.close()

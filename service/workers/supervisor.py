@@ -23,6 +23,7 @@ import numpy as np
 from service.errors import Problem
 from service.settings import Settings
 from service.workers.channel import Message
+from service.workers.heir import Refuse
 from service.workers.member import BEAT, Member
 from service.workers.nursery import Nursery, Process
 from service.workers.stock import Stock
@@ -40,14 +41,22 @@ SLACK = 3.0  # seconds past all its limits after which a process is killed
 
 
 class Supervisor:
-    """Keeps a seat filled for each listener until it is told to stop. work is what a process does, and its status."""
+    """Keeps a seat filled for each listener until it is told to stop.
+
+    work is what a process does, and its status; refuse makes the answer to callers of a worker that died.
+    """
 
     def __init__(
-        self, settings: Settings, stock: Stock, listeners: list[socket.socket], work: Callable[[Member], int]
+        self,
+        settings: Settings,
+        stock: Stock,
+        listeners: list[socket.socket],
+        work: Callable[[Member], int],
+        refuse: Refuse,
     ) -> None:
         self._settings = settings
         self._stock = stock
-        self._nursery = Nursery(listeners, settings.models, work)
+        self._nursery = Nursery(listeners, settings.models, work, refuse)
         self._living = self._nursery.living
         self._seats = self._nursery.seats
         self._greeted = not settings.welcome
@@ -74,6 +83,7 @@ class Supervisor:
             self._opening = self._stock.restocked()
             while not self._draining or self._living:
                 self._turn(woken)
+            self._settle(woken)
         if self._fault:
             print(f"vae-serve: {self._fault}", file=sys.stderr)  # noqa: T201  the last word is for whoever started us
         return 1 if self._fault else 0
@@ -97,6 +107,14 @@ class Supervisor:
         self._promote()
         self._look_after()
         self._tell()
+
+    def _settle(self, woken: socket.socket) -> None:
+        """The last workers have ended: give their heirs a moment, if they have anybody to answer."""
+        end = time.monotonic() + SLACK
+        while self._nursery.heirs and time.monotonic() < end:
+            if select.select([woken], [], [], BEAT)[0]:
+                woken.recv(4096)
+            self._reap()
 
     def _heed(self) -> None:
         """Do what signals ask for."""
@@ -298,6 +316,8 @@ class Supervisor:
                     self._news.add(said["tag"])
             case "terminated":
                 self._replace_living(process, "was sent SIGTERM", self._limit)
+            case "heir":
+                self._nursery.heirs.add(said["pid"])
             case "calibrated":
                 self._calibrated(process, (said["key"][0], said["key"][1]), said["serial"])
             case "has":
@@ -355,9 +375,9 @@ class Supervisor:
             return
         self._told = now
         serving = [one for one in self._living.values() if one.serves and one.stock and not one.leaving]
-        pids = list(self._living)
+        pids, heirs = list(self._living), list(self._nursery.heirs)
         for process in self._living.values():
-            process.channel.send("group", pids=pids, serving=len(serving), replaced=self._replaced)
+            process.channel.send("group", pids=pids, heirs=heirs, serving=len(serving), replaced=self._replaced)
             for tag in self._news:
                 if watched := self._stock.watch(tag):
                     process.channel.mention("watch", tag=tag, **watched)

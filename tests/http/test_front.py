@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
+from service.debts import Debts, Line
 from tests.kit import JSON, NPY, NPZ, Gate, configured, digits, listening, npy, open_house, until, wait_until
 
 X = digits(3)
@@ -327,10 +328,10 @@ def test_who_reads_late_has_every_answer(served: tuple[str, FastAPI]) -> None:
 class Wire(asyncio.Transport):
     """A transport to nobody: what was written, and whether it is still read."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, extra: dict[str, Any] | None = None) -> None:
+        super().__init__(extra)
         self.written: list[bytes] = []
-        self.reading, self.aborted, self.unread = True, False, 0
+        self.reading, self.aborted, self.closed, self.unread = True, False, False, 0
 
     def write(self, data: Any) -> None:
         """Keep it."""
@@ -353,7 +354,8 @@ class Wire(asyncio.Transport):
         self.aborted = True
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Say so."""
+        self.closed = True
 
     def pause_reading(self) -> None:
         """Say so."""
@@ -422,3 +424,55 @@ async def test_while_answers_are_not_read_nothing_more_is_met(small: Path) -> No
             connection.timeout_keep_alive_handler()
             assert wire.aborted == aborted
         connection.connection_lost(None)
+
+
+@pytest.mark.anyio
+async def test_a_request_that_the_express_cannot_answer_any_more_is_counted(small: Path) -> None:
+    """Its connection was closing when it was handed back: its caller has gone, like others that have."""
+    async with open_house(configured(small)) as house:
+        speaks = house.app.state.front.protocol()
+        config = uvicorn.Config(house.app, http=speaks, log_config=None, lifespan="off")
+        config.load()
+        connection, wire = speaks(config=config, server_state=ServerState(), app_state={}), Wire()
+        connection.connection_made(wire)
+        good = json.dumps({"inputs": X.tolist()}).encode()
+        connection.data_received(request(good))
+        await until(lambda: len(wire.written) == 1)
+        connection.data_received(request(good.replace(b"0", b"7", 1)))
+        assert house.app.state.door.inside == 1
+        wire.abort()
+        await until(lambda: house.app.state.door.inside == 0)
+        assert len(wire.written) == 1
+        assert 'operation="score",status="499"} 1.0' in (await house.client.get("/metrics")).text
+        connection.connection_lost(None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("line", ["", "Connection: close"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+async def test_where_debts_are_noted_the_app_answers_in_one_piece(small: Path, method: str, line: str) -> None:
+    """So an answer has begun or it hasn't, and what was read and said is noted before it goes."""
+    async with open_house(configured(small)) as house:
+        house.app.state.front.debts = debts = Debts()
+        speaks = house.app.state.front.protocol()
+        config = uvicorn.Config(house.app, http=speaks, log_config=None, lifespan="off")
+        config.load()
+        connection = speaks(config=config, server_state=ServerState(), app_state={})
+        with socket.socket() as end:
+            wire = Wire({"socket": end})
+            connection.connection_made(wire)
+            said = heard = 0
+            for count in (1, 2) if not line else (1,):
+                asked = "\r\n".join(
+                    [f"{method} /livez HTTP/1.1", "Host: x", *([line] if line else []), "", ""]
+                ).encode()
+                connection.data_received(asked)
+                heard += len(asked)
+                assert debts.line(end.fileno()).standing(said, heard) == "owed"
+                await until(lambda: len(wire.written) == count and connection.cycle.response_complete)  # noqa: B023
+                before, said = said, said + len(wire.written[-1])
+                assert debts.line(end.fileno()) == Line(before, said, heard, False)
+                assert wire.written[-1].startswith(b"HTTP/1.1 405" if method == "POST" else b"HTTP/1.1 200")
+            assert wire.closed == bool(line)
+            connection.connection_lost(None)
+            assert debts.line(end.fileno()) == Line(0, 0, 0, False)

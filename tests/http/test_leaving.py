@@ -161,3 +161,24 @@ def test_a_connection_is_kept_after_a_refusal(gated: tuple[str, FastAPI, Gate]) 
             response = client.post("/v1/models/tiny/score", content=body)
             assert response.status_code == status
             assert response.headers.get("connection") != "close"
+
+
+def test_a_client_that_leaves_with_more_than_one_request_underway_costs_nothing(
+    gated: tuple[str, FastAPI, Gate], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over ASGI the one that is being answered hears of it: its rows are never computed, and nothing is logged."""
+    address, app, gate = gated
+    host, port = address.removeprefix("http://").split(":")
+    gate.shut()
+    body = _score(1)
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    head = b"POST /v1/models/tiny/score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as caller:
+        caller.sendall((head + chunked) * 2 + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert gate.waits.wait(20)
+    wait_until(lambda: app.state.door.inside == 0)
+    gate.open()
+    with httpx.Client(base_url=address) as client:
+        assert client.post("/v1/models/tiny/score", content=body).status_code == 200
+        assert 'operation="score",status="499"} 1.0' in client.get("/metrics").text
+    assert not caplog.records
