@@ -143,7 +143,7 @@ class Batcher:
         outputs = self._lanes.here(lambda: self._work.compute(pieces, bank, slice(None)))
         seconds = time.perf_counter() - started
         self._hold(outputs, len(next(iter(rows.values()))))
-        # What is learnt of it waits until the answer is on its way, at the end of this turn of the loop.
+        # What is learnt of it waits for the next turn of the loop: the answer goes first.
         asyncio.get_running_loop().call_soon(self._guarded, self._done, outputs, bank, 1, cost, seconds)
         return Answer(outputs, 0.0, seconds)
 

@@ -319,7 +319,7 @@ class Counter:
                     entry.connection.answered(entry, heads, body, timing)
                 start = stop
         finally:
-            # Written down once the answers are on their way: that happens at the end of this turn of the loop.
+            # Written down in the next turn of the loop: other answers of this one go first.
             asyncio.get_running_loop().call_soon(self._write_down, sitting, time.perf_counter() - began)
 
     def _write_down(self, sitting: Sitting, seconds: float) -> None:
