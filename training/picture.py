@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ SHOWN = 12
 
 
 @torch.no_grad()
-def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Path) -> None:
+def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], to: BinaryIO) -> None:
     """Held-out rows and their reconstructions, draws from the prior, and the bound's terms over epochs."""
     rows = dataset.splits["test"][:SHOWN]
     reconstructed = _means(vae, vae.posterior(torch.from_numpy(rows)).moments()[0])
@@ -38,7 +37,7 @@ def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Pat
     else:
         _tables(above, vae, dataset, run)
     _terms(below, figures)
-    figure.savefig(path, dpi=110)
+    figure.savefig(to, format="png", dpi=110)
 
 
 def _imagined(vae: VAE, count: int, latent_size: int, generator: torch.Generator) -> Tensor:

@@ -36,6 +36,7 @@ from training.config.families import ZeroInflatedNegativeBinomial as ZeroInflate
 from training.config.fitting import Missing as Missing
 from training.config.fitting import Objective as Objective
 from training.config.fitting import Optimiser as Optimiser
+from training.config.fitting import Trainer as Trainer
 from training.config.forms import DIAGONAL as DIAGONAL
 from training.config.forms import DiagonalPosterior as DiagonalPosterior
 from training.config.forms import FlowPosterior as FlowPosterior
@@ -47,8 +48,12 @@ from training.config.forms import Prior as Prior
 from training.config.forms import StandardNormalPrior as StandardNormalPrior
 from training.config.forms import VampPrior as VampPrior
 from training.config.networks import Conv as Conv
+from training.config.networks import DecoderNetwork as DecoderNetwork
+from training.config.networks import EncoderNetwork as EncoderNetwork
 from training.config.networks import Mlp as Mlp
+from training.config.networks import MlpEncoder as MlpEncoder
 from training.config.networks import Network as Network
+from training.config.networks import Residual as Residual
 from training.part import Part
 from training.part import Unusable as Unusable  # what all the trainer raises, under the name that all know
 from training.wanted import Column as Column
@@ -63,8 +68,8 @@ class Run(Part):
     name: Annotated[str, Field(pattern=NAME)]
     description: str = ""
     data: Data
-    encoder: Network
-    decoder: Network
+    encoder: EncoderNetwork
+    decoder: DecoderNetwork
     latent_size: Annotated[int, Field(ge=1, le=1024)]
     likelihood: Family
     missing: Missing | None = None
@@ -72,6 +77,7 @@ class Run(Part):
     prior: Prior = StandardNormalPrior()
     objective: Objective = Objective()
     optimiser: Optimiser = Optimiser()
+    trainer: Trainer = Trainer()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @property
@@ -111,6 +117,13 @@ def check(content: object, where: str) -> Run:
         return Run.model_validate(content)
     except ValidationError as error:
         raise Unusable(f"{where}: {first(error)}") from error
+
+
+def elsewhere(run: Run, **given: object) -> Run:
+    """The run with other devices, strategy or precision; those that are None stay. Unusable where one can't be."""
+    said = {name: value for name, value in given.items() if value is not None}
+    plain = run.plain()
+    return check({**plain, "trainer": {**plain["trainer"], **said}}, "the command line") if said else run
 
 
 class Plain(Protocol):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from training.part import Part, Size
+
+SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 class Objective(Part):
@@ -54,3 +56,37 @@ class Missing(Part):
         if self.least > self.most:
             raise ValueError("least is above most")
         return self
+
+
+class Trainer(Part):
+    """Where and how it is computed; what Lightning's Trainer is handed under these names.
+
+    accelerator auto is the first GPU that CUDA has, else the processor. devices: how many, −1 or auto for all, or
+    which. Several take a part each of every batch (strategy ddp), which stays as large as it is said to be.
+    """
+
+    accelerator: str = "auto"
+    devices: int | list[Annotated[int, Field(ge=0)]] | Literal["auto"] = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "64-true", "16-mixed", "bf16-mixed"] = "32-true"
+    num_nodes: Size = 1
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _shortly(cls, given: object) -> object:
+        """Lightning's short spellings."""
+        return SHORT.get(str(given), given)
+
+    @field_validator("accelerator")
+    @classmethod
+    def _has_doubles(cls, given: str) -> str:
+        if given == "mps":
+            raise ValueError("mps has no float64, which log-likelihoods are computed in")
+        return given
+
+    @field_validator("devices")
+    @classmethod
+    def _some(cls, given: int | list[int] | str) -> int | list[int] | str:
+        if given in (0, []) or (isinstance(given, int) and given < -1):
+            raise ValueError("how many, at least 1; −1 or auto for all; or which, as a list")
+        return given
