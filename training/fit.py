@@ -135,6 +135,8 @@ def fit(run: Run, folder: Path, *, resume: bool = False, console: Console | None
         ready.fit(module, ckpt_path=_begin(run, folder, resume), weights_only=True)
     fitted = load(folder)
     if trainer.leads():
+        for name in (BEST, LAST):
+            files.beside(folder / name).unlink(missing_ok=True)  # of a process that was killed
         figures = _read(folder / LAST)["figures"]
         files.write(folder / METRICS, json.dumps(figures, indent=1) + "\n")
         with files.whole(folder / PICTURE) as file:

@@ -14,8 +14,8 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -111,6 +111,8 @@ def _where(run: Run) -> dict[str, Any]:
         wanted["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted["accelerator"] == "cpu" and wanted["precision"] == "16-mixed":
         raise Unusable("trainer: 16-mixed needs a GPU; a processor has bf16-mixed")  # Lightning takes it silently
+    if "spawn" in wanted["strategy"]:
+        raise Unusable(f"trainer: {wanted['strategy']} takes no fit from one process to another; use ddp or ddp_fork")
     return wanted
 
 
