@@ -16,6 +16,7 @@ from tests import kit
 from training import config, fit, objective
 from training.__main__ import app
 from training.config import Run, Unusable
+from training.fit import Fitted
 
 TINY = config.read(kit.ROOT / "configs" / "tiny.yaml").plain()
 
@@ -23,6 +24,12 @@ TINY = config.read(kit.ROOT / "configs" / "tiny.yaml").plain()
 def run(epochs: int = 2, **trainer: object) -> Run:
     """`tiny`, stopped early, on these devices."""
     return config.check({**TINY, "optimiser": {**TINY["optimiser"], "epochs": epochs}, "trainer": trainer}, "a test")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """Two epochs in one process, in float32."""
+    return fit.fit(run(), tmp_path_factory.mktemp("whole"))
 
 
 TWO = """
@@ -48,7 +55,7 @@ fit.fit(run, scratch / "resumed", resume=True)
 """
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(whole: Fitted, tmp_path: Path) -> None:
     """ddp with a part of each batch a process, the last one uneven: the same fit but for roundings, and files once.
 
     Resumed after the first epoch it ends with the same bits.
@@ -60,14 +67,13 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     command = [sys.executable, str(path), str(tmp_path / "run.yaml"), str(tmp_path)]
     done = subprocess.run(command, env=kit.environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    one = fit.fit(run(), tmp_path / "one")
     two, resumed = fit.load(tmp_path / "whole"), fit.load(tmp_path / "resumed")
     assert resumed.figures == two.figures
     again = resumed.vae.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in two.vae.state_dict().items())
-    for line, other in zip(one.figures, two.figures, strict=True):
+    for line, other in zip(whole.figures, two.figures, strict=True):
         assert line == pytest.approx(other, rel=1e-6)
-    for name, value in one.vae.state_dict().items():
+    for name, value in whole.vae.state_dict().items():
         assert torch.allclose(value, two.vae.state_dict()[name], atol=1e-4)
     names = {"config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "picture.png"}
     assert {path.name for path in (tmp_path / "whole").iterdir()} == names
@@ -75,9 +81,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-def test_a_precision_is_for_fitting_alone(precision: str, tmp_path: Path) -> None:
+def test_a_precision_is_for_fitting_alone(precision: str, whole: Fitted, tmp_path: Path) -> None:
     """Weights are kept and loaded in float32, and their bound in float32 is near the one that was fitted by."""
-    whole = fit.fit(run(), tmp_path / "whole")
     found = fit.fit(run(precision=precision), tmp_path / "other")
     assert {value.dtype for value in found.vae.state_dict().values()} == {torch.float32}
     assert found.figures != whole.figures
