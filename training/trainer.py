@@ -36,6 +36,7 @@ class Whole(TorchCheckpointIO):
         storage_options: Any | None = None,  # noqa: ARG002  # Lightning's signature
     ) -> None:
         """Written beside its place, then given its name."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)  # as Lightning's own does
         with files.whole(Path(path)) as file:
             torch.save(checkpoint, file)
 

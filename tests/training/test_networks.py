@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes, load_digits
 
 from service import artifact
-from training import config, data, exporting, fit, graphs, independence, vae
+from training import config, data, exporting, fit, graphs, independence, look, vae
 from training.config import Run, Unusable
 from training.embeddings import Embedded, OneHot
 from training.exporting import Exported
@@ -177,6 +177,25 @@ def test_a_network_that_does_not_go_with_its_rows_is_refused(
     wanted = run(name, tmp_path, **changes)
     with pytest.raises(Unusable, match=said):
         vae.build(wanted, data.of(wanted))
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        (eeg(4, 16), "conv1d"),
+        (eeg(16), "mlp"),
+        (digits(), "conv"),
+        (np.random.default_rng(0).normal(size=(ROWS, 8, 8)), "conv"),
+        (np.tile(digits(), (1, 4, 4)), "residual"),
+        (np.tile(digits(), (1, 1, 5))[:, :2], "mlp"),
+    ],
+)
+def test_the_config_that_is_shown_has_networks_for_its_rows(rows: NDArray[Any], kind: str, tmp_path: Path) -> None:
+    """Long windows, pictures small and large, and what may be a table; what is shown can be built."""
+    np.save(tmp_path / "rows.npy", rows)
+    shown = config.check(look.look(tmp_path / "rows.npy").run, "shown")
+    assert (shown.encoder.kind, shown.decoder.kind) == (kind, kind)
+    assert vae.build(shown, data.of(shown))
 
 
 def test_a_decoder_has_no_embedding(tmp_path: Path) -> None:
