@@ -120,6 +120,6 @@ def test_what_is_said_on_the_command_line_goes_before_the_config(tmp_path: Path)
 def test_what_can_not_be_had_is_refused(trainer: dict[str, object], said: str, tmp_path: Path) -> None:
     """In one line, before anything is written."""
     with pytest.raises(Unusable, match=said) as refused:
-        fit.fit(run(**trainer), tmp_path / "run")
+        fit.fit(run(2, **trainer), tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from training import config, files, fit, objective
+from training.batches import Batch
 from training.config import Run, Unusable
 from training.fit import Fitted
 
@@ -35,7 +36,7 @@ def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     whole = fit.fit(run, tmp_path / "whole")
     step = fit.Module.training_step
 
-    def killed(module: fit.Module, batch: tuple[torch.Tensor], index: int) -> torch.Tensor:
+    def killed(module: fit.Module, batch: Batch, index: int) -> torch.Tensor:
         if module.current_epoch == 2 and index == 5:
             raise SystemExit("killed")
         return step(module, batch, index)

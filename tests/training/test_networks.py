@@ -25,8 +25,8 @@ ROWS = 240
 
 def eeg(*shape: int) -> NDArray[np.float64]:
     """Windows of an EEG of four channels that matplotlib carries, overlapping; of the first alone for (length,)."""
-    with cbook.get_sample_data("eeg.dat") as file:
-        series = np.frombuffer(file.read(), np.float64).reshape(800, 4)
+    path = cbook.get_sample_data("eeg.dat", asfileobj=False)
+    series = np.fromfile(str(path), np.float64).reshape(800, 4)
     channels = shape[0] if len(shape) == 2 else 1
     windows = np.stack([series[start : start + shape[-1], :channels].T for start in range(0, 3 * ROWS, 3)])
     return np.ascontiguousarray(windows.reshape(-1, *shape))
