@@ -54,7 +54,7 @@ def fit(
     num_nodes: Nodes = None,
 ) -> None:
     """Fit a run: weights, figures and a picture, in runs/<name>. What is said here goes before the run's trainer."""
-    from training import config, trainer
+    from training import batches, config
     from training import fit as fitting
 
     with plainly():
@@ -63,8 +63,8 @@ def fit(
         run = config.elsewhere(config.read(path), **where, num_nodes=num_nodes)
         folder = runs / run.name
         fitted = fitting.fit(run, folder, resume=resume, console=console)
-        if not trainer.leads():
-            return
+        if batches.place()[0] > 0:
+            return  # the first process tells
         last = fitted.figures[-1]
         console.print(
             f"Kept epoch {len(fitted.figures)}: held-out bound {fitting.held_out(last):.2f} nats a row "

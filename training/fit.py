@@ -127,14 +127,17 @@ def fit(run: Run, folder: Path, *, resume: bool = False, console: Console | None
     Where a strategy has several processes each of them runs the program that called this, and the first one leads.
     """
     module = Module(run, data.of(run))
-    bar = trainer.Bar(run, console if console and trainer.leads() else Console(quiet=True))
-    with warnings.catch_warnings(), bar.progress:
+    bar = trainer.Bar(run, console or Console(quiet=True))
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
         ready = trainer.build(run, folder, BEST, bar)
-        ready.fit(module, ckpt_path=_begin(run, folder, resume), weights_only=True)
+        bar.progress.disable = not ready.is_global_zero
+        last = _begin(run, folder, resume, ready.is_global_zero)
+        with bar.progress:
+            ready.fit(module, ckpt_path=last, weights_only=True)
     fitted = load(folder)
-    if trainer.leads():
+    if ready.is_global_zero:
         for name in (BEST, LAST):
             files.beside(folder / name).unlink(missing_ok=True)  # of a process that was killed
         figures = _read(folder / LAST)["figures"]
@@ -162,8 +165,8 @@ def held_out(figures: Figures) -> float:
     return figures["bound"]
 
 
-def _begin(run: Run, folder: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from, or None for a folder cleared of an earlier run."""
+def _begin(run: Run, folder: Path, resume: bool, leads: bool) -> Path | None:
+    """The checkpoint to go on from, or None for a folder that the process that leads has cleared of an earlier run."""
     last = folder / LAST
     if resume:
         if not last.exists():
@@ -171,7 +174,7 @@ def _begin(run: Run, folder: Path, resume: bool) -> Path | None:
         if config.check(_read(last)["run"], str(last)) != run:
             raise Unusable(f"{last}: was made by another config than this one; fit without --resume")
         return last
-    if trainer.leads():
+    if leads:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (BEST, LAST, METRICS, PICTURE):
             files.remove(folder / name)

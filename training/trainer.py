@@ -16,7 +16,6 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -65,11 +64,6 @@ class Bar(Callback):
         """Say how to go on after Ctrl-C; Lightning then ends the process with status 1."""
         if isinstance(exception, KeyboardInterrupt):
             self.progress.console.print(f"Stopped in epoch {pl_module.current_epoch + 1}; go on with --resume")
-
-
-def leads() -> bool:
-    """Whether this process is the first, or the only one."""
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def build(run: Run, folder: Path, best: str, *callbacks: Callback) -> lightning.Trainer:
