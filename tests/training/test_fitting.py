@@ -143,6 +143,19 @@ def test_what_can_not_be_resumed_is_refused(tmp_path: Path) -> None:
         fit.fit(short(1, seed=1), tmp_path / "one", resume=True)
 
 
+def test_a_run_from_before_an_option_was_there_is_gone_on_from(tmp_path: Path) -> None:
+    """A config that lacks what is now written out is the same run, where that is left as it was."""
+    run = short(2)
+    whole = fit.fit(run, tmp_path)
+    for name in ("last.ckpt", "best.ckpt"):
+        kept = torch.load(tmp_path / name, weights_only=True)
+        del kept["run"]["trainer"], kept["run"]["encoder"]["embedding"]
+        torch.save(kept, tmp_path / name)
+    assert fit.fit(run, tmp_path, resume=True).figures == whole.figures
+    with pytest.raises(Unusable, match="another config"):
+        fit.fit(short(2, trainer={"precision": "bf16-mixed"}), tmp_path, resume=True)
+
+
 def test_the_folder_holds_what_a_person_looks_for(run_folder: Path, fitted: Fitted) -> None:
     """Config, checkpoints, picture, and the two terms of every epoch; the kept epoch is the best one."""
     assert {path.name for path in run_folder.iterdir()} == {
