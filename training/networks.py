@@ -66,8 +66,8 @@ class Decoder(nn.Module):
 class Block(nn.Module):
     """x + gain · conv(ReLU(conv(ReLU(x)))), the gain one number that is learned from 0 (De & Smith 2020, SkipInit).
 
-    There is no normaliser: batch norm's rows depend on their batch, and others sum over an event, to other bits at
-    another place of it.
+    There is no normaliser: batch norm's rows depend on their batch, and others sum over an event, maybe to other bits
+    at another place of it.
     """
 
     def __init__(self, channels: int, axes: int) -> None:
