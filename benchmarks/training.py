@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from benchmarks.report import cpu
-from training import config, data, fit
+from training import config, data, fit, trainer
 from training.data import Rows
 
 SIZES, LATENTS, BATCH = [200, 200], 50, 100
@@ -65,7 +65,7 @@ def between(ends: list[float]) -> list[float]:
 def ours(wanted: config.Run, folder: Path) -> list[float]:
     """Seconds of each epoch but the first, in our loop."""
     clock, module = Clock(), fit.Module(wanted, data.of(wanted))
-    fit._trainer(wanted, folder, clock).fit(module)
+    trainer.build(wanted, folder, fit.BEST, clock).fit(module)
     return between(clock.ends)
 
 

@@ -26,6 +26,11 @@ RunFolder = Annotated[Path, typer.Argument(help="A fitted run's folder.", metava
 ArtifactFolder = Annotated[Path, typer.Argument(help="<models>/<name>/<version>.", metavar="ARTIFACT")]
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch.")]
+Accelerator = Annotated[str | None, typer.Option("--accelerator", help="Lightning's: auto, cpu, cuda, …")]
+Devices = Annotated[str | None, typer.Option("--devices", help="How many, auto, or which: 0,1.")]
+Strategy = Annotated[str | None, typer.Option("--strategy", help="Lightning's: auto, ddp, …")]
+Precision = Annotated[str | None, typer.Option("--precision", help="32-true, 64-true, 16-mixed or bf16-mixed.")]
+Nodes = Annotated[int | None, typer.Option("--num-nodes", min=1, help="Machines that take part.")]
 Models = Annotated[Path, typer.Option("--to", help="Where artifacts are kept.")]
 Version = Annotated[int | None, typer.Option("--version", min=1, help="The next free one, unless given.")]
 OwnRows = Annotated[Path | None, typer.Option("--rows", help="Of an own model: the .npy or .npz it was exported with.")]
@@ -38,15 +43,28 @@ Shared = Annotated[
 
 
 @app.command()
-def fit(path: Config, runs: Runs = Path("runs"), resume: Resume = False) -> None:
-    """Fit a run: weights, figures and a picture, in runs/<name>."""
-    from training import config
+def fit(
+    path: Config,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+    accelerator: Accelerator = None,
+    devices: Devices = None,
+    strategy: Strategy = None,
+    precision: Precision = None,
+    num_nodes: Nodes = None,
+) -> None:
+    """Fit a run: weights, figures and a picture, in runs/<name>. What is said here goes before the run's trainer."""
+    from training import batches, config
     from training import fit as fitting
 
     with plainly():
-        run = config.read(path)
+        which = None if devices is None else several(devices)
+        where = {"accelerator": accelerator, "devices": which, "strategy": strategy, "precision": precision}
+        run = config.elsewhere(config.read(path), **where, num_nodes=num_nodes)
         folder = runs / run.name
         fitted = fitting.fit(run, folder, resume=resume, console=console)
+        if batches.place()[0] > 0:
+            return  # the first process tells
         last = fitted.figures[-1]
         console.print(
             f"Kept epoch {len(fitted.figures)}: held-out bound {fitting.held_out(last):.2f} nats a row "
@@ -201,6 +219,18 @@ def card(folder: ArtifactFolder, rows: OwnRows = None) -> None:
 def listed(names: str) -> tuple[str, ...]:
     """Names with commas between."""
     return tuple(name for name in names.split(",") if name)
+
+
+def several(devices: str) -> int | list[int] | str:
+    """How many devices, or which, as they were typed.
+
+    >>> several("2"), several("0,1"), several("auto")
+    (2, [0, 1], 'auto')
+    """
+    try:
+        return [int(one) for one in listed(devices)] if "," in devices else int(devices)
+    except ValueError:
+        return devices
 
 
 def number(text: str) -> float:

@@ -31,7 +31,7 @@ class Layer(nn.Module):
         within = self.inner(first)
         if self.context is not None and context is not None:
             within = within + self.context(context).unsqueeze(1)
-        shift, raw = self.outer(torch.relu(within)).chunk(2, dim=-1)
+        shift, raw = self.outer(torch.relu(within)).to(first.dtype).chunk(2, dim=-1)
         return shift, softclip(raw, *LOG_SCALE)
 
 

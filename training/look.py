@@ -19,6 +19,7 @@ from training.wanted import File, Folder, Table
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 SOURCE = "where the rows come from"
 FEW_ROWS = 2_000
+LARGE = 32  # pixels a side
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def _numbers(wanted: File | Folder, found: Found, name: str) -> Seen:
     run = {
         "name": name,
         "data": wanted.model_dump(exclude_defaults=True),
-        **_networks(*_shaped(shape), 16 if len(shape) > 1 else max(2, min(16, shape[0] // 2))),
+        **_networks(*_shaped(shape, found.support.kind), 16 if len(shape) > 1 else max(2, min(16, shape[0] // 2))),
         "likelihood": {"family": family},
     }
     return Seen(str(wanted.path), ("", ""), lines, run)
@@ -102,14 +103,15 @@ def _networks(encoder: dict[str, Any], decoder: dict[str, Any], latent_size: int
     return {"encoder": encoder, "decoder": decoder, "latent_size": min(16, latent_size)}
 
 
-def _shaped(shape: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Convolutions for pictures whose sides can be halved twice, dense layers for all else."""
-    if len(shape) in (2, 3) and all(side % 4 == 0 for side in shape[-2:]):
-        return (
-            {"kind": "conv", "sizes": [16, 32], "dense": 96},
-            {"kind": "conv", "sizes": [32, 16], "dense": 96},
-        )
-    return {"kind": "mlp", "sizes": [128]}, {"kind": "mlp", "sizes": [128]}
+def _shaped(shape: tuple[int, ...], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Convolutions where sides can be halved twice, of pictures or of long windows; dense layers for all else."""
+    if len(shape) == 2 and kind != "levels" and shape[1] >= 4 * shape[0] and shape[1] % 4 == 0:
+        kinds = "conv1d"
+    elif len(shape) in (2, 3) and all(side % 4 == 0 for side in shape[-2:]):
+        kinds = "residual" if min(shape[-2:]) >= LARGE else "conv"
+    else:
+        return {"kind": "mlp", "sizes": [128]}, {"kind": "mlp", "sizes": [128]}
+    return {"kind": kinds, "sizes": [16, 32], "dense": 96}, {"kind": kinds, "sizes": [32, 16], "dense": 96}
 
 
 def _role(column: Column) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ SHOWN = 12
 
 
 @torch.no_grad()
-def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Path) -> None:
+def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], to: BinaryIO) -> None:
     """Held-out rows and their reconstructions, draws from the prior, and the bound's terms over epochs."""
     rows = dataset.splits["test"][:SHOWN]
     reconstructed = _means(vae, vae.posterior(torch.from_numpy(rows)).moments()[0])
@@ -33,12 +32,15 @@ def draw(vae: VAE, run: Run, dataset: DataSet, figures: list[Figures], path: Pat
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = parts
     figure.suptitle(f"{run.name}: {run.description}")
-    if len(dataset.event_shape) == 2 or (len(dataset.event_shape) == 3 and dataset.event_shape[0] == 3):
-        _pictures(above, dataset, (("held out", rows), ("reconstructed", reconstructed), ("prior", imagined)))
+    lines = (("held out", rows), ("reconstructed", reconstructed), ("prior", imagined))
+    if "1d" in run.encoder.kind + run.decoder.kind:
+        _windows(above, lines)
+    elif len(dataset.event_shape) == 2 or (len(dataset.event_shape) == 3 and dataset.event_shape[0] == 3):
+        _pictures(above, dataset, lines)
     else:
         _tables(above, vae, dataset, run)
     _terms(below, figures)
-    figure.savefig(path, dpi=110)
+    figure.savefig(to, format="png", dpi=110)
 
 
 def _imagined(vae: VAE, count: int, latent_size: int, generator: torch.Generator) -> Tensor:
@@ -63,6 +65,17 @@ def _pictures(figure: SubFigure, dataset: DataSet, lines: tuple[tuple[str, NDArr
             axis.set_yticks([])
         for axis, image in zip(axes, images, strict=False):  # fewer, where so few are held out
             axis.imshow(image if image.ndim == 2 else _coloured(image), cmap="gray_r", vmin=low, vmax=high)
+        axes[0].set_ylabel(title)
+
+
+def _windows(figure: SubFigure, lines: tuple[tuple[str, NDArray[Any]], ...]) -> None:
+    """One line of windows each, a curve a channel, all on the range of the held-out ones."""
+    low, high = np.nanquantile(lines[0][1], (0, 1))
+    grid = figure.subplots(len(lines), SHOWN, sharey=True)
+    for axes, (title, windows) in zip(grid, lines, strict=True):
+        for axis, window in zip(axes, windows, strict=False):  # fewer, where so few are held out
+            axis.plot(np.atleast_2d(window).T, linewidth=0.7)
+            axis.set(xticks=[], ylim=(low, high + (high == low)))
         axes[0].set_ylabel(title)
 
 

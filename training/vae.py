@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from service.artifact import Form
 from training import likelihoods, missing, priors
-from training.config import Run
+from training.config import MlpEncoder, Run, Unusable
 from training.data import DataSet
+from training.embeddings import OneHot
 from training.likelihoods import Likelihood, Parameters
 from training.networks import Decoder, Encoder
 from training.posteriors import Posterior
@@ -128,11 +130,28 @@ def build(run: Run, data: DataSet) -> VAE:
     """A VAE with fresh weights, the same for the same seed; Unusable where the run's parts don't go together."""
     torch.manual_seed(run.seed)
     likelihood = likelihoods.build(run.likelihood, data.without_holes())
-    size = int(torch.Size(data.event_shape).numel())
+    one_hot = _one_hot(run, likelihood, data.event_shape)
+    size = math.prod(data.event_shape)
     stand_in = torch.from_numpy(missing.stand_in(data.splits["fit"]).reshape(-1)) if run.missing else None
     marks = 0 if stand_in is None else size
-    encoder = Encoder(run.encoder, likelihood.input_shape(data.event_shape), run.latent_size, marks, run.posterior)
+    seen = likelihood.input_shape(data.event_shape)
+    encoder = Encoder(run.encoder, seen, run.latent_size, marks, run.posterior, one_hot)
     decoder = Decoder(run.decoder, data.event_shape, run.latent_size, likelihood.head_shape(size))
     made = VAE(encoder, decoder, likelihood, data.event_shape, stand_in)
     made.prior = priors.build(run.prior, run.latent_size, made.encoded(torch.from_numpy(data.splits["fit"])))
     return made
+
+
+def _one_hot(run: Run, likelihood: Likelihood, event_shape: tuple[int, ...]) -> tuple[OneHot, ...]:
+    """Where the encoder finds the levels that it is to have an embedding of; Unusable where there are none."""
+    if not isinstance(run.encoder, MlpEncoder):
+        if likelihood.input_shape(event_shape) != event_shape:
+            several = f"likelihood {likelihood.family} gives it several numbers for one of x"
+            raise Unusable(f"encoder {run.encoder.kind}: {several}; use an mlp")
+        return ()
+    if run.encoder.embedding is None:
+        return ()
+    likelihood.by_level()
+    if not (found := likelihood.one_hot(event_shape)):
+        raise Unusable("encoder.embedding: no column is categorical or ordinal; leave it out")
+    return found

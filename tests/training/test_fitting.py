@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import config, fit, objective
+from training import config, files, fit, objective
+from training.batches import Batch
 from training.config import Run, Unusable
 from training.fit import Fitted
 
@@ -35,7 +36,7 @@ def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     whole = fit.fit(run, tmp_path / "whole")
     step = fit.Module.training_step
 
-    def killed(module: fit.Module, batch: tuple[torch.Tensor], index: int) -> torch.Tensor:
+    def killed(module: fit.Module, batch: Batch, index: int) -> torch.Tensor:
         if module.current_epoch == 2 and index == 5:
             raise SystemExit("killed")
         return step(module, batch, index)
@@ -61,7 +62,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from training import config, fit
+from training import config, fit, picture
 
 torch.set_num_threads(1)
 run, folder, where, count = config.read(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -80,25 +81,57 @@ def saved(values, file):
         os.kill(os.getpid(), signal.SIGKILL)
     save(values, file)
 
-fit.Module.training_step, torch.save = stepped, saved
+def drawn(*given):
+    if where == "picture":
+        given[-1].write(b"half a picture")
+        given[-1].flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    draw(*given)
+
+draw = picture.draw
+fit.Module.training_step, torch.save, picture.draw = stepped, saved, drawn
 fit.fit(run, folder)
 """
 
 
-@pytest.mark.parametrize(("where", "count"), [("step", 23), ("save", 2), ("save", 3)])
+@pytest.mark.parametrize(("where", "count"), [("step", 23), ("save", 2), ("save", 3), ("picture", 0)])
 def test_a_process_that_was_killed_at_any_step_is_gone_on_from(
     where: str, count: int, whole: tuple[Fitted, Path], tmp_path: Path
 ) -> None:
-    """SIGKILL within an epoch, or with half a checkpoint written: resumed, it ends where it would have, to the bit."""
+    """SIGKILL within an epoch, or with half a checkpoint or picture written: resumed, it ends as it would have.
+
+    To the bit, with all of its files whole, and no half of one left.
+    """
     path = tmp_path / "run.yaml"
     path.write_text(config.write(short(4)))
     command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "killed"), where, str(count)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert (tmp_path / "killed" / "last.ckpt").exists()
+    assert not (tmp_path / "killed" / "picture.png").exists()
     resumed = fit.fit(short(4), tmp_path / "killed", resume=True)
     assert resumed.figures == whole[0].figures
     before, after = weights(whole[1]), weights(tmp_path / "killed")
     assert all(torch.equal(before[name], after[name]) for name in before)
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (whole[1], tmp_path / "killed")]
+    assert names[0] == names[1]
+
+
+def broken_off(path: Path) -> None:
+    """Write half a file."""
+    with files.whole(path) as file:
+        file.write(b"half")
+        raise SystemExit
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """What breaks off leaves what was there, or nothing; what comes to its end is there under its name alone."""
+    path = tmp_path / "metrics.json"
+    for before in (None, "old"):
+        with pytest.raises(SystemExit):
+            broken_off(path)
+        assert (path.read_text() if path.exists() else None) == before
+        files.write(path, "old")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_can_not_be_resumed_is_refused(tmp_path: Path) -> None:
@@ -108,6 +141,19 @@ def test_what_can_not_be_resumed_is_refused(tmp_path: Path) -> None:
     fit.fit(short(1), tmp_path / "one")
     with pytest.raises(Unusable, match="another config"):
         fit.fit(short(1, seed=1), tmp_path / "one", resume=True)
+
+
+def test_a_run_from_before_an_option_was_there_is_gone_on_from(tmp_path: Path) -> None:
+    """A config that lacks what is now written out is the same run, where that is left as it was."""
+    run = short(2)
+    whole = fit.fit(run, tmp_path)
+    for name in ("last.ckpt", "best.ckpt"):
+        kept = torch.load(tmp_path / name, weights_only=True)
+        del kept["run"]["trainer"], kept["run"]["encoder"]["embedding"]
+        torch.save(kept, tmp_path / name)
+    assert fit.fit(run, tmp_path, resume=True).figures == whole.figures
+    with pytest.raises(Unusable, match="another config"):
+        fit.fit(short(2, trainer={"precision": "bf16-mixed"}), tmp_path, resume=True)
 
 
 def test_the_folder_holds_what_a_person_looks_for(run_folder: Path, fitted: Fitted) -> None:

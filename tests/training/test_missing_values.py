@@ -62,7 +62,9 @@ def test_each_row_loses_a_share_of_its_own() -> None:
 
 def test_no_gradient_is_lost_to_a_hole() -> None:
     """0·NaN is NaN, in gradients too: every one is finite, with rows of nothing among the batch, in all networks."""
-    for wanted in (run(), run(encoder={"kind": "conv", "sizes": [4, 8], "dense": 16}), table()):
+    pictures = [{"kind": kind, "sizes": [4, 8], "dense": 16} for kind in ("conv", "residual", "conv1d")]
+    embedded = table().model_copy(update={"encoder": config.MlpEncoder(kind="mlp", sizes=[8], embedding=2)})
+    for wanted in (run(), *(run(encoder=encoder) for encoder in pictures), table(), embedded):
         dataset = data.of(wanted)
         fresh = vae.build(wanted, dataset)
         x = missing.punch(dataset.splits["fit"][:40], config.Missing(most=1.0), np.random.default_rng(0))

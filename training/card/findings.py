@@ -54,8 +54,13 @@ class Findings:
 
 
 def is_picture(manifest: Manifest) -> bool:
-    """Whether events are pictures, and not lines of a table: height × width, or with 1 or 3 colours before or after."""
-    shape = manifest.event_shape
+    """Whether events are pictures: height × width, or with 1 or 3 colours before or after.
+
+    Lines of a table aren't, nor are windows of time series, which the encoder's kind tells of.
+    """
+    shape, encoder = manifest.event_shape, manifest.training.config.get("encoder")
+    if isinstance(encoder, dict) and str(encoder.get("kind")).endswith("1d"):
+        return False
     if len(shape) == 3:
         return shape[0] in (1, 3) or shape[2] in (1, 3)
     return len(shape) == 2 and min(shape) > 3

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from service.artifact import Measure, Support
 from training.config import Unusable
+from training.embeddings import OneHot
 
 Parameters = dict[str, Tensor]
 
@@ -109,6 +110,13 @@ class Likelihood(nn.Module, ABC):
     def input_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of what the encoder is given: the event's, where each number of it becomes one number."""
         return event_shape
+
+    def by_level(self) -> None:
+        """Give the encoder levels by name wherever they could be, for an embedding; `one_hot` then says where."""
+
+    def one_hot(self, event_shape: tuple[int, ...]) -> tuple[OneHot, ...]:  # noqa: ARG002  for others
+        """Where in what the encoder is given are levels by name: 1 at the one that x has, and 0 at the others."""
+        return ()
 
     def parameter_shape(self, name: str, event_shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ARG002  for others
         """The shape of a parameter for one row: the event's, unless a family has more to say of each number."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.artifact import Support
+from training.embeddings import OneHot
 from training.likelihoods.base import (
     Likelihood,
     Parameters,
@@ -26,10 +27,14 @@ GAP = math.log(1e-3), math.log(1e2)  # between neighbouring cutpoints, soft
 
 
 class Categories(Likelihood):
-    """x on levels lowest, lowest + step, …, highest, with a last axis for them in one of the parameters."""
+    """x on levels lowest, lowest + step, …, highest, with a last axis for them in one of the parameters.
+
+    named: the encoder is given 1 for the level that x has and 0 for the others.
+    """
 
     base_measure = "counting"
     units = "nats; log of a probability mass over the levels of x"
+    named = True
     codes: Tensor
 
     def __init__(self, levels: Levels) -> None:
@@ -39,6 +44,24 @@ class Categories(Likelihood):
         self.count = round((self.highest - self.lowest) / self.step) + 1
         self.support = Support(kind="levels", lowest=levels[0], highest=levels[1], step=levels[2])
         self.register_buffer("codes", torch.arange(self.count, dtype=torch.float64), persistent=False)
+
+    def input_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One number for each level of each number of x."""
+        return (math.prod(event_shape) * self.count,) if self.named else event_shape
+
+    def by_level(self) -> None:
+        """By name."""
+        self.named = True
+
+    def one_hot(self, event_shape: tuple[int, ...]) -> tuple[OneHot, ...]:
+        """All that the encoder is given."""
+        return (OneHot(0, math.prod(event_shape), self.count),) if self.named else ()
+
+    def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """1 for the level that x has, 0 for the others, (…, D·levels); or the levels as −1 … 1."""
+        if self.named:
+            return self._is(x, self.codes).to(dtype).flatten(-2)
+        return ((2.0 * x.double() - self.lowest - self.highest) / (self.highest - self.lowest)).to(dtype)
 
     def _is(self, x: Tensor, codes: Tensor) -> Tensor:
         """Whether x is at the levels of these codes, 0 … levels − 1; (…, D, codes)."""
@@ -59,17 +82,9 @@ class Categorical(Categories):
         super().__init__(levels)
         self.heads = self.count
 
-    def input_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One number for each level of each number of x."""
-        return (int(torch.Size(event_shape).numel()) * self.count,)
-
     def parameter_shape(self, name: str, event_shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ARG002
         """Logits for each level."""
         return (*event_shape, self.count)
-
-    def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """1 for the level that x has, 0 for the others; (…, D·levels)."""
-        return self._is(x, self.codes).to(dtype).flatten(-2)
 
     def parameters_of(self, heads: Tensor) -> Parameters:
         """The heads are the logits."""
@@ -101,10 +116,11 @@ class Ordinal(Categories):
 
     exact, with no difference of sigmoids; a − b is the gap of the cutpoints, of which the logarithm is taken once a
     row. Parameters: loc, in logistic units, from the decoder, and cutpoints, learned, the same for every row, with a
-    last axis for the levels but one. Counting measure. McCullagh 1980 (Regression models for ordinal data).
+    last axis for the levels but one. Counting measure. McCullagh 1980 (Regression models for ordinal data). The
+    encoder is given the levels as −1 … 1, unless it has an embedding of them.
     """  # fmt: skip
 
-    family, parameter_names, heads = "ordinal", ("loc", "cutpoints"), 1
+    family, parameter_names, heads, named = "ordinal", ("loc", "cutpoints"), 1, False
     usual: Tensor
 
     def __init__(self, levels: Levels, fitted: NDArray[np.float64]) -> None:
@@ -121,10 +137,6 @@ class Ordinal(Categories):
     def parameter_shape(self, name: str, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """A cutpoint between each two levels."""
         return (*event_shape, self.count - 1) if name == "cutpoints" else event_shape
-
-    def standardised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The levels as −1 … 1."""
-        return ((2.0 * x.double() - self.lowest - self.highest) / (self.highest - self.lowest)).to(dtype)
 
     def parameters_of(self, heads: Tensor) -> Parameters:
         """One head, the location; the cutpoints are (D, levels − 1) and the same for every row."""

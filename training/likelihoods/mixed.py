@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from service.artifact import Block, Support, joint_measure
 from training.config import Unusable
+from training.embeddings import OneHot
 from training.likelihoods.base import Likelihood, Parameters
 
 
@@ -56,7 +58,18 @@ class Mixed(Likelihood):
 
     def input_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ARG002
         """What the blocks give the encoder, one after another."""
-        return (sum(part.likelihood.input_shape((len(part.columns),))[0] for part in self.parts),)
+        return (sum(self._inputs()),)
+
+    def by_level(self) -> None:
+        """In every block that has levels."""
+        for part in self.parts:
+            part.likelihood.by_level()
+
+    def one_hot(self, event_shape: tuple[int, ...]) -> tuple[OneHot, ...]:  # noqa: ARG002
+        """Those of each block, where it stands among the others."""
+        starts = itertools.accumulate(self._inputs(), initial=0)
+        own = [part.likelihood.one_hot((len(part.columns),)) for part in self.parts]
+        return tuple(span.moved(start) for start, spans in zip(starts, own, strict=False) for span in spans)
 
     def parameter_shape(self, name: str, event_shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ARG002
         """That of the block's family for the block's columns."""
@@ -107,6 +120,10 @@ class Mixed(Likelihood):
                 part.likelihood.check(rows[:, list(part.columns)])
             except Unusable as error:
                 raise Unusable(f"block {part.name}: {error}") from error
+
+    def _inputs(self) -> list[int]:
+        """How many numbers each block gives the encoder."""
+        return [part.likelihood.input_shape((len(part.columns),))[0] for part in self.parts]
 
     def _of(self, x: Tensor, index: int) -> Tensor:
         """A block's columns of x."""
