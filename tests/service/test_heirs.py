@@ -215,6 +215,8 @@ def test_all_whose_requests_are_in_a_worker_that_is_killed_are_told(small: Path)
 def test_a_crash_in_the_runtime_is_told_to_everyone_in_that_worker(small: Path) -> None:
     """Also where it computes on the loop, between reading some requests and sending answers that are made."""
     with group(small, changed(CRASHES), inline_us="1000", access_log="none") as found:
+        wait_until(lambda: found.metrics()["vae_serve_workers"] == 2)
+        wait_until(lambda: len(heirs(found)) == 2)  # the porter has gone, who would say that nothing is loaded yet
         with calling(found, asking()) as caller:
             _, _, wanted = one(caller)
         for _ in range(3):
