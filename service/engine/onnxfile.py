@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from service.artifact import WEIGHTS
 from service.engine.protobuf import fields, numbers
-from service.engine.sizes import MOST, Constant, Node, sizes_fault
+from service.engine.sizes import AXES, MOST, Constant, Node, sizes_fault
 
 # onnx.proto, as far as something can hide: message → {field: the message it holds}.
 NESTED: Mapping[str, Mapping[int, str]] = {
@@ -31,10 +31,14 @@ NESTED: Mapping[str, Mapping[int, str]] = {
 STANDARD = (b"", b"ai.onnx")
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 PARTS = 1_000_000  # fields of a file, and their walk's time with them; a graph of ours has some thousands
-AXES = 64
 SHORT = 640  # bytes of whole numbers that could be a shape, or a tensor's axes
+TWICE = "has a value that is given twice, or in two ways"
+PAYLOADS = {2, 3, 4, 5, 7, 8, 9}  # fields of an attribute that hold its value, graphs aside
 BROKEN = "is not a graph that onnxruntime can open"
 ELSEWHERE = "keeps tensors in other files"
+RAW = 9  # the field of a tensor's bytes; DATA: of its elements in any form
+DATA = {4, 5, 6, 7, RAW, 10, 11}
+FORMS = {1: ("f", 4), 6: ("i", 5), 7: ("q", 7), 11: ("d", 10)}  # types of elements: as bytes, and their own field
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16}
 
 
@@ -74,7 +78,7 @@ def onnx_fault(content: bytes, weights: int | None = None) -> str | None:
         look(content, weights)
     except Hostile as error:
         return str(error)
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, OverflowError):
         return BROKEN
     return None
 
@@ -161,7 +165,7 @@ def _below(kind: str, content: bytes, start: int, end: int) -> Iterator[tuple[st
 def _node(content: bytes, start: int, end: int, seen: Look) -> None:
     """A node's operator, what it takes and gives, and a tensor that it is (Constant)."""
     _domain(content, start, end, 7)
-    inputs, outputs, op, value = [], [], "", None
+    inputs, outputs, op, values = [], [], "", list[Constant | None]()
     for number, part in fields(content, start, end):
         if not isinstance(part, slice):
             continue
@@ -172,22 +176,32 @@ def _node(content: bytes, start: int, end: int, seen: Look) -> None:
         elif number == 4:
             op = _text(content[part])
         elif number == 5:
-            value = value or _value(content, part.start, part.stop)
+            values.append(_value(content, part.start, part.stop))
     if op in RANDOM:
         raise Hostile(f"draws random numbers of its own ({op}); noise is an input of a graph")
     seen.nodes.append(Node(op, tuple(inputs), tuple(outputs)))
     if op == "Constant" and outputs:  # of another kind it has fewer elements than bytes
-        seen.constants[outputs[0]] = value or Constant((end - start,))
+        if len(values) != 1 or outputs[0] in seen.constants:
+            raise Hostile(TWICE)
+        seen.constants[outputs[0]] = values[0] or Constant((end - start,))
 
 
 def _value(content: bytes, start: int, end: int) -> Constant | None:
     """The constant that an attribute is: a tensor, or whole numbers (value_int, value_ints)."""
     found: list[int] = []
+    tensors: list[slice] = []
+    kinds: set[int] = set()
     for number, value in fields(content, start, end):
+        if number in PAYLOADS:
+            kinds.add(number)
         if number == 5 and isinstance(value, slice):
-            return _constant(content, value.start, value.stop)
-        if number in (3, 8):
+            tensors.append(value)
+        elif number in (3, 8):
             found += numbers(content, value)
+    if len(kinds) > 1 or len(tensors) > 1:  # which of them is meant, the runtime knows
+        raise Hostile(TWICE)
+    if tensors:
+        return _constant(content, tensors[0].start, tensors[0].stop)
     return Constant((len(found),), tuple(found)) if found else None
 
 
@@ -239,7 +253,7 @@ def _entry(content: bytes, part: slice) -> dict[str, str]:
 def _constant(content: bytes, start: int, end: int) -> Constant:
     """A tensor's shape, and its values where they are whole numbers and few enough to be a shape."""
     dims: list[int] = []
-    kind, raw, listed = 0, b"", list[float]()
+    kind, raw, listed, filled = 0, b"", list[float](), set[int]()
     for number, value in fields(content, start, end):
         short = isinstance(value, int) or value.stop - value.start <= SHORT
         if number == 1:
@@ -248,11 +262,15 @@ def _constant(content: bytes, start: int, end: int) -> Constant:
                 raise Hostile(f"declares a tensor of a negative size, or of more than {AXES} axes")
         elif number == 2 and isinstance(value, int):
             kind = value
-        elif number in (4, 9, 10) and isinstance(value, slice) and short:  # float_data, raw_data, double_data
+        if number in DATA:
+            filled.add(number)
+        if number in (4, 9, 10) and isinstance(value, slice) and short:  # float_data, raw_data, double_data
             raw += content[value]
         elif number in (5, 7) and short and len(listed) <= SHORT:
             listed += numbers(content, value)
-    form = {1: "f", 6: "i", 7: "q", 11: "d"}.get(kind)
+    form, own = FORMS.get(kind, (None, 0))
+    if len(filled) > 1 or filled - {own, RAW}:  # which of them is meant, the runtime knows
+        return Constant(tuple(dims))
     if form and raw and len(raw) % struct.calcsize(form) == 0:
         listed = list(struct.unpack(f"<{len(raw) // struct.calcsize(form)}{form}", raw))
     return Constant(tuple(dims), tuple(listed) if form and len(listed) == math.prod(dims) else None)

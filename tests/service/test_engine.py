@@ -90,10 +90,16 @@ OUTSIDE = "keeps tensors in other files"
 BRANCHES = r"has control flow \(Loop, Scan or If\)"
 
 
-def whole(*values: int, name: str = "s") -> bytes:
-    """An initialiser of whole numbers, as a field of a graph."""
+def whole(*values: int, name: str = "s", also: bytes = b"") -> bytes:
+    """An initialiser of whole numbers, as a field of a graph; also: what else it has."""
     listed = b"".join(value.to_bytes(8, "little", signed=True) for value in values)
-    return field(5, field(1, len(values)) + field(2, 7) + field(8, name.encode()) + field(9, listed))
+    return field(5, field(1, len(values)) + field(2, 7) + field(8, name.encode()) + field(9, listed) + also)
+
+
+def hollow(*dims: int, name: str) -> bytes:
+    """An initialiser that has an axis of no length, and so no element."""
+    axes = b"".join(field(1, dim) for dim in dims)
+    return field(5, axes + field(2, 1) + field(8, name.encode()))
 
 
 def sized(*dims: int, name: str) -> bytes:
@@ -180,6 +186,53 @@ def node(op: str, inputs: str, output: str, more: bytes = b"") -> bytes:
             field(7, whole(2**27) + b"".join(node("ConstantOfShape", "s", f"y{i}") for i in range(3))),
             "makes 402,653,184 elements of its constants",
         ),
+        (
+            field(7, hollow(40_000, 0, name="a") + hollow(0, 40_000, name="b") + node("MatMul", "a b", "y")),
+            r"makes 1,600,000,000 elements of its constants \(MatMul\)",
+        ),
+        (
+            field(7, hollow(2**29, 0, name="a") + node("ReduceSum", "a", "y")),
+            r"makes 536,870,912 elements of its constants \(ReduceSum\)",
+        ),
+        (
+            field(7, hollow(0, name="a") + whole(2**29, -1) + node("Reshape", "a s", "y")),
+            r"asks for a tensor of 536,870,912 elements \(Reshape\)",
+        ),
+        (
+            field(7, sized(40_000, 1, name="a") + sized(1, 40_000, name="b") + node("Sum", "a b", "y")),
+            r"makes 1,600,000,000 elements of its constants \(Sum\)",
+        ),
+        (
+            field(7, sized(1, name="a") + node("Conv", "a a", "y")),
+            r"makes a tensor of constants whose size isn't known \(Conv\)",
+        ),
+        (
+            field(7, sized(40_000, name="a") + node("Shape", "a", "t") + node("Concat", "t t", "u"))
+            + field(7, node("ConstantOfShape", "u", "y")),
+            r"asks for a tensor of 1,600,000,000 elements \(ConstantOfShape\)",
+        ),
+        (
+            field(
+                7, whole(40_000) + whole(1, 1, name="t") + node("Mul", "s t", "u") + node("ConstantOfShape", "u", "y")
+            ),
+            r"asks for a tensor of 1,600,000,000 elements \(ConstantOfShape\)",
+        ),
+        (
+            field(7, whole(-1) + node("Cast", "s", "t") + node("Cast", "t", "u") + node("ConstantOfShape", "u", "y")),
+            r"asks for a tensor of more than 10\^18 elements \(ConstantOfShape\)",
+        ),
+        (
+            field(7, whole(1, also=field(4, np.zeros(2, "<f4").tobytes())) + node("ConstantOfShape", "s", "y")),
+            r"asks for a tensor of more than 10\^18 elements \(ConstantOfShape\)",
+        ),
+        (
+            field(7, node("Constant", "", "s", field(5, field(8, 9) + field(5, field(2, 7))))),
+            "has a value that is given twice, or in two ways",
+        ),
+        (
+            field(7, node("Constant", "", "s", field(5, field(5, field(2, 7)) + field(5, field(2, 7))))),
+            "has a value that is given twice, or in two ways",
+        ),
         (field(7, b"\x30\x00" * 1_000_001), "is made of more than 1,000,000 parts"),
         (b"\x3a\xff", "is not a graph"),
         (b"\x80" * 12, "is not a graph"),
@@ -223,6 +276,11 @@ FOLDED = {
     + node("Reshape", "a to", "b")
     + node("Exp", "b", "c")
     + node("Add", "b c", "y"),
+    "of what is no number": LARGE
+    + field(5, field(1, 1) + field(2, 1) + field(8, b"no") + field(9, np.array([np.nan], "<f4").tobytes()))
+    + field(5, field(1, 1) + field(2, 1) + field(8, b"all") + field(9, np.array([-np.inf], "<f4").tobytes()))
+    + node("Concat", "a no", "b")
+    + node("GreaterOrEqual", "a all", "y"),
     "a column": LARGE + whole(-1, name="last") + node("Unsqueeze", "a last", "b") + node("Mul", "b b", "y"),
 }
 
