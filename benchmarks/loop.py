@@ -1,6 +1,6 @@
 """The loop: for how long single steps of the event loop hold up everybody else, by kind of request.
 
-    python -m benchmarks.loop [--times 200] [--longest 1.0]
+    python -m benchmarks.loop [--times 200] [--longest 0.5]
 
 Every kind of request of the soak's mixture that has few bytes, one at a time. A step is one callback of the loop; what
 counts is the CPU time that its thread used, which other jobs on the machine don't add to. Small batches are computed on
@@ -107,11 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: list[tuple[str, Seen]] = []
 
     def ask() -> None:
-        until_ready(port)
-        for case in cases(port, MODELS):
-            if len(case.ask.body) <= SMALL:
-                found.append((case.name, repeated(port, case, asked.times, clock)))
-        leave.set()
+        try:
+            until_ready(port)
+            for case in cases(port, MODELS):
+                if len(case.ask.body) <= SMALL:
+                    found.append((case.name, repeated(port, case, asked.times, clock)))
+        finally:
+            leave.set()
 
     leave = threading.Event()
     command.settle()
@@ -125,8 +127,10 @@ async def until(leave: threading.Event, listener: socket.socket) -> None:
     serving = asyncio.create_task(command.run(Settings(models=MODELS, welcome=False, drain_grace_ms=0), [listener]))
     while not leave.is_set() and not serving.done():  # noqa: ASYNC110  a thread can't set an asyncio event
         await asyncio.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGTERM)
-    await serving
+    if not serving.done():
+        os.kill(os.getpid(), signal.SIGTERM)
+    if status := await serving:
+        raise SystemExit(status)
 
 
 def until_ready(port: int) -> None:
@@ -138,7 +142,8 @@ def until_ready(port: int) -> None:
             if connection.getresponse().status == http.client.OK:
                 return
         except OSError:
-            time.sleep(0.05)
+            pass
+        time.sleep(0.05)
 
 
 def repeated(port: int, case: Case, times: int, clock: Clock) -> Seen:

@@ -74,6 +74,7 @@ def build(
 
     def closed(model: Model) -> None:
         window.shelf.forget(model)
+        app.state.front.forget()
         _uncount_model(metrics, model)
 
     workshop = _workshop(settings, opener or standard_opener(settings), lanes, metrics)

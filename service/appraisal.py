@@ -6,7 +6,7 @@ don't depend on its neighbours: nothing here is more than one row wide. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,11 @@ class Yardstick:
         """Whether a score wants the posterior's norms."""
         return self.references is not None and NORMED in self.references.fitted
 
+    @property
+    def hinges(self) -> bool:
+        """Whether that score is the one that decides."""
+        return self.references is not None and self.references.chosen == NORMED
+
 
 def appraise(x: Array, outputs: Arrays, encode: Ask, manifest: Manifest, by: Yardstick) -> Arrays:
     """All that is said of rows by default, (rows,) float64 each.
@@ -88,10 +93,9 @@ def _norms(x: Array, encode: Ask, manifest: Manifest, by: Yardstick) -> Arrays |
     except EngineLost:
         raise
     except EngineFailed:
-        if by.references and by.references.chosen == NORMED:
+        if by.hinges:
             raise
-    parts = [_one(row, encode, manifest) for row in np.split(x, len(x))]
-    return {name: np.concatenate([part[name] for part in parts]) for name in POSTERIOR}
+    return stacked([_one(row, encode, manifest) for row in np.split(x, len(x))])
 
 
 def _one(row: Array, encode: Ask, manifest: Manifest) -> Arrays:
@@ -100,7 +104,17 @@ def _one(row: Array, encode: Ask, manifest: Manifest) -> Arrays:
     except EngineLost:
         raise
     except EngineFailed:
-        return {name: np.full((1, manifest.latent_size), np.nan) for name in POSTERIOR}
+        return unknown(manifest)
+
+
+def unknown(manifest: Manifest) -> Arrays:
+    """The posterior of a row that the encoder fails on."""
+    return {name: np.full((1, manifest.latent_size), np.nan) for name in POSTERIOR}
+
+
+def stacked(parts: Sequence[Arrays]) -> Arrays:
+    """Posteriors of some rows, one below the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in POSTERIOR}
 
 
 def measure(

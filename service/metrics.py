@@ -10,6 +10,7 @@ import asyncio
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -128,6 +129,8 @@ class Metrics:
         self._seen: dict[Histogram, list[float]] = {}
         self._set: dict[Gauge, float] = {}
         self._batches: dict[tuple[str, str, str], Batches] = {}
+        self.reading = asyncio.Lock()  # held by who shows what is so now, until that is written
+        self._reader = ThreadPoolExecutor(1, "metrics")
         self._merged = _merged(group) if group else None
         now = self._merged or registry
         self._cpu: Counter | None = None
@@ -306,7 +309,9 @@ class Metrics:
         """All of it, as Prometheus reads it: thousands of lines, of which the loop writes a metric's at a time."""
         self.share()
         registry, parts = self._merged or self.registry, []
-        for metric in await asyncio.to_thread(lambda: list(registry.collect())):  # reads others' files, and /proc
+        loop = asyncio.get_running_loop()
+        # On a thread of its own: it reads others' files and /proc, and whoever watches isn't to wait for other work.
+        for metric in await loop.run_in_executor(self._reader, lambda: list(registry.collect())):
             parts.append(generate_latest(_One(metric)))
             await asyncio.sleep(0)
         return b"".join(parts)

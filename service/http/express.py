@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,6 +51,9 @@ class Speaker(Protocol):
 
     def write(self, columns: Columns, start: int, stop: int, entry: Entry) -> tuple[bytes, bytes]:
         """The answer's own headers and its body, from the rows of some columns that are the request's."""
+
+    def forget(self) -> None:
+        """Keep nothing of any model: one is put away."""
 
     def count(self, sitting: Sitting, seconds: float) -> None:
         """Note that requests were answered, which took so long to write, all of them together."""
@@ -130,7 +134,7 @@ class Counter:
         self.speaker = speaker
         self.memory = memory
         self._models = models
-        self._found: tuple[int, Model] | None = None  # whom the speaker asks, as long as nothing changes
+        self._found: tuple[int, weakref.ref[Model]] | None = None  # whom the speaker asks, as long as nothing changes
         self._books = books
         self._timeout = timeout
         self._most = lanes  # tickets at once: what comes meanwhile makes the next
@@ -156,10 +160,16 @@ class Counter:
             asyncio.get_running_loop().call_later(SWEEP, self._sweep)
 
     def _model(self) -> Model:
-        if self._found is None or self._found[0] != self._models.changes:
-            self._found = None
-            self._found = self._models.changes, self.speaker.model()
-        return self._found[1]
+        if self._found and self._found[0] == self._models.changes and (model := self._found[1]()):
+            return model
+        model = self.speaker.model()
+        self._found = self._models.changes, weakref.ref(model)
+        return model
+
+    def forget(self) -> None:
+        """A model was put away: nothing of any is kept."""
+        self._found = None
+        self.speaker.forget()
 
     def drop(self, entry: Entry) -> None:
         """Its caller has gone: what nobody else waits for is never computed."""

@@ -102,6 +102,11 @@ class Front:
             self._counters[key] = counter
         self.known[head] = Known(route, heads, query, length, counter)
 
+    def forget(self) -> None:
+        """A model was put away."""
+        for counter in self._counters.values():
+            counter.forget()
+
     def route(self, url: bytes) -> Route | None:
         """Where a request's path leads, if that is an operation."""
         if url in self._routes:

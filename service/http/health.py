@@ -54,10 +54,11 @@ def router(models: Models, door: Door, metrics: Metrics, stalled: Callable[[], s
     async def prometheus(request: Request) -> Response:
         """Prometheus text."""
         request.scope["visit"].operation = "metrics"
-        metrics.ready.set(not unready(models, door))
-        metrics.inside.set(door.inside)
-        _show_calibrations(metrics, models)
-        return Response(await metrics.text(), headers={"content-type": metrics.content_type})
+        async with metrics.reading:
+            metrics.ready.set(not unready(models, door))
+            metrics.inside.set(door.inside)
+            _show_calibrations(metrics, models)
+            return Response(await metrics.text(), headers={"content-type": metrics.content_type})
 
     return routes
 

@@ -117,6 +117,9 @@ class Scores:
         """See Speaker."""
         return HEADS[wire.JSON], wire.dumps(signed(columns.model, columns.fields(start, stop, entry.asked.alpha)))
 
+    def forget(self) -> None:
+        """There is nothing of a model here."""
+
     def count(self, sitting: Sitting, seconds: float) -> None:
         """There is nothing more to note."""
 

@@ -15,7 +15,7 @@ from service import anomaly, appraisal, calibration, noise, scoring
 from service.appraisal import P, Yardstick, appraise
 from service.artifact import Array, Arrays
 from service.batcher import Answer
-from service.errors import EngineFailed, Problem
+from service.errors import EngineFailed, EngineLost, Problem
 from service.models import Model
 from service.operations.errand import Errand, chunks, off_loop, together
 from service.operations.left_out import left_out
@@ -206,24 +206,33 @@ async def appraised(model: Model, x: Array, by: Yardstick, errand: Errand) -> Ar
     if by.bank.draws <= model.doors[SCORE].size:
         return await errand.appraise(model, x, by)
     outputs = await errand.ask(model, "elbo", {"x": x}, by.bank)
-    posterior = await _posterior(model, x, errand) if by.normed else {}
-
-    def encode(_: Array) -> Arrays:
-        if isinstance(posterior, EngineFailed):
-            raise posterior
-        return posterior
-
-    found = await off_loop(len(x) * by.bank.draws, lambda: appraise(x, outputs, encode, model.manifest, by))
+    posterior = await _posterior(model, x, by, errand) if by.normed else {}
+    found = await off_loop(
+        len(x) * by.bank.draws, lambda: appraise(x, outputs, lambda _: posterior, model.manifest, by)
+    )
     if by.notice:
         by.notice(found)
     return found
 
 
-async def _posterior(model: Model, x: Array, errand: Errand) -> Arrays | EngineFailed:
+async def _posterior(model: Model, x: Array, by: Yardstick, errand: Errand) -> Arrays:
+    """The posterior for a score that isn't asked for together with others; see appraise."""
     try:
         return await errand.ask(model, "encoder", {"x": x})
-    except EngineFailed as failure:
-        return failure
+    except EngineLost:
+        raise
+    except EngineFailed:
+        if by.hinges:
+            raise
+    parts = []
+    for row in np.split(x, len(x)):
+        try:
+            parts.append(await errand.ask(model, "encoder", {"x": row}))
+        except EngineLost:
+            raise
+        except EngineFailed:
+            parts.append(appraisal.unknown(model.manifest))
+    return appraisal.stacked(parts)
 
 
 async def measure(

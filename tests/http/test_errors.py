@@ -150,7 +150,8 @@ class Picky(Engine):
         return super().compute(graph, feeds)
 
 
-async def test_a_row_that_the_encoder_fails_on_costs_its_neighbours_nothing(small: Path) -> None:
+@pytest.mark.parametrize("batch", [1024, 8], ids=["together", "cut along draws"])
+async def test_a_row_that_the_encoder_fails_on_costs_its_neighbours_nothing(small: Path, batch: int) -> None:
     """It has no density of states; theirs are, to the last bit, what they are alone."""
 
     def opener(found: Artifact) -> Engine:
@@ -159,7 +160,7 @@ async def test_a_row_that_the_encoder_fails_on_costs_its_neighbours_nothing(smal
 
     rows = digits(3)
     rows[1] = 0
-    async with open_house(configured(small), opener=opener) as house:
+    async with open_house(configured(small, batch=batch), opener=opener) as house:
         found = (await house.answer("tiny/score", {"inputs": rows.tolist()}))["scores"]["density_of_states"]
         assert found["value"][1] is found["p_value"][1] is None
         for place in (0, 2):

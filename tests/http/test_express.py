@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from service.artifact import Array
 from service.http import front
@@ -508,3 +510,19 @@ def test_a_head_begins_with_its_request(served: tuple[str, FastAPI]) -> None:
         caller.sendall(odd + request(score(1)))
         assert answers(caller, 1)[0][0] == 200
         assert odd not in app.state.front.known
+
+
+def test_a_model_that_is_put_away_is_kept_by_nobody(small: Path) -> None:
+    """Nor by what the express found out for requests that came again and again, over either protocol."""
+    body, headers = inference(1)
+    settings = configured(small, inline_us=1000, admin_token=SecretStr("t" * 32))
+    with listening(settings) as (address, app), connected(address) as connection:
+        for _ in range(3):
+            for sent in (request(score(1)), inferring(body, **headers)):
+                connection.sendall(sent)
+                assert [status for status, *_ in answers(connection, 1)] == [200]
+        assert took(app) == 2
+        model = weakref.ref(app.state.models.get("tiny"))
+        unloaded = httpx.post(f"{address}/v1/models/tiny/unload", headers={"Authorization": f"Bearer {'t' * 32}"})
+        assert unloaded.status_code == 200
+        wait_until(lambda: model() is None)

@@ -155,6 +155,10 @@ class Scores:
         fields = _arrays(columns.fields(start, stop, alpha))
         return composed(form.served, form.wanted, answer.flat(fields, form.wanted), None)
 
+    def forget(self) -> None:
+        """See Speaker."""
+        self._seen.clear()
+
     def count(self, sitting: Sitting, seconds: float) -> None:
         """See Speaker."""
         served = self._window.shelf.of(sitting.model, "score", self._name)
