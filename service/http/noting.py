@@ -103,8 +103,23 @@ class Noting:
             self._debts.speaks(self._descriptor, v2)
 
     def forget(self) -> None:
-        """The connection has ended."""
+        """The connection has ended: nothing more is noted, and it isn't kept."""
         self._debts.closed(self._descriptor)
+        self._connection.noting = None
+        self._connection, self._note = GONE, nowhere  # the line may be another's by now
+
+
+class Gone:
+    """What stands for a connection that has ended: nothing more is written on it."""
+
+    running, reading, heard, noting = None, False, 0, None
+
+
+GONE: Any = Gone()
+
+
+def nowhere(before: int, said: int, heard: int) -> None:
+    """Where what has ended is noted."""
 
 
 def noted(transport: asyncio.Transport, connection: Connection, debts: Debts) -> asyncio.Transport:

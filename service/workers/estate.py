@@ -147,18 +147,18 @@ class Estate:
             left.caller.close()
 
     def _turn(self, began: float) -> None:
-        """See to callers of whom something is heard, and let those go whose time is over."""
-        now = time.monotonic()
-        for left in list(self._left.values()):
-            if min(left.until, began + LONGEST) <= now:
-                self._let_go(left)
-        soonest = min((left.until for left in self._left.values()), default=now)
-        for descriptor, what in self._waits.poll(max(0.0, soonest - now) * 1e3):
+        """See to callers of whom something is heard, and then let those go whose time is over."""
+        soonest = min((left.until for left in self._left.values()), default=0.0)
+        for descriptor, what in self._waits.poll(max(0.0, soonest - time.monotonic()) * 1e3):
             left = self._left[descriptor]
             if what & select.POLLOUT and left.rest:
                 self._send(left)
             if descriptor in self._left and what & ~select.POLLOUT:
                 self._read(left)
+        now = time.monotonic()
+        for left in list(self._left.values()):
+            if min(left.until, began + LONGEST) <= now:
+                self._let_go(left)
 
 
 def passed(caller: socket.socket) -> tuple[int, int]:

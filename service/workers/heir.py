@@ -76,6 +76,7 @@ def _be(name: str, worker: int, estate: Estate) -> None:
         waits = select.poll()
         waits.register(worker, select.POLLIN)
         waits.poll()
+        os.close(worker)  # where the table is full, there must be room to look at it
         estate.settle(name)
     except BaseException:
         log.critical("the heir of %s died", name, exc_info=True)
