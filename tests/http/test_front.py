@@ -255,6 +255,7 @@ def test_tensors_behind_json_are_read_wherever_they_lie(served: tuple[str, FastA
     named = {"content_type": "application/octet-stream", "inference_header_content_length": str(len(head))}
     asked = request(head + x.tobytes(), **named).replace(b"/v1/models/tiny/score", b"/v2/models/tiny/infer")
     small = request(json.dumps({"inputs": X.tolist(), "draws": 1}).encode())
+    alone = httpx.post(f"{address}/v1/models/tiny/score", json={"inputs": x.tolist(), "draws": 1}, timeout=60)
     with connected(address) as caller:
         caller.sendall(small)
         wanted = answers(caller, 1)[0][2]
@@ -264,7 +265,6 @@ def test_tensors_behind_json_are_read_wherever_they_lie(served: tuple[str, FastA
             (status, headers, body), *after = answers(caller, 1 + bool(rest))
             assert status == 200
             elbo = np.frombuffer(body, "<f8", offset=int(headers["inference-header-content-length"]))
-            alone = httpx.post(f"{address}/v1/models/tiny/score", json={"inputs": x.tolist(), "draws": 1}, timeout=60)
             assert elbo.tolist() == alone.json()["elbo"]
             assert [text for _, _, text in after] == [wanted if rest == small else body] * len(after)
             sender.join()
