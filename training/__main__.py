@@ -218,7 +218,7 @@ def card(folder: ArtifactFolder, rows: OwnRows = None) -> None:
 
 def listed(names: str) -> tuple[str, ...]:
     """Names with commas between."""
-    return tuple(name for name in names.split(",") if name)
+    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def several(devices: str) -> int | list[int] | str:

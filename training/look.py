@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from training import data, sources
 from training.config import Column, Unusable
 from training.sources import cells, roles
-from training.sources.found import Found
+from training.sources.found import Found, Rows
 from training.wanted import File, Folder, Table
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
@@ -84,7 +85,7 @@ def _numbers(wanted: File | Folder, found: Found, name: str) -> Seen:
         ("rows", f"{len(found.rows)}, of which {repeats} are repeats and are left out"),
         ("shape of one", "×".join(map(str, shape))),
         ("dtype", found.rows.dtype.name),
-        ("values", f"{found.rows.min():g} to {found.rows.max():g}"),
+        ("values", _between(found.rows)),
         ("taken for", found.support.kind),
     ]
     family = {"levels": "discretised_logistic", "counts": "negative_binomial"}.get(found.support.kind, "normal")
@@ -95,8 +96,23 @@ def _numbers(wanted: File | Folder, found: Found, name: str) -> Seen:
         "data": wanted.model_dump(exclude_defaults=True),
         **_networks(*_shaped(shape, found.support.kind), 16 if len(shape) > 1 else max(2, min(16, shape[0] // 2))),
         "likelihood": {"family": family},
+        **({"missing": {}} if _holes(found.rows) else {}),
     }
     return Seen(str(wanted.path), ("", ""), lines, run)
+
+
+def _holes(rows: Rows) -> int:
+    """How many values are missing."""
+    return int(np.isnan(rows).sum()) if rows.dtype.kind == "f" else 0
+
+
+def _between(rows: Rows) -> str:
+    """From which value to which."""
+    holes = _holes(rows)
+    if holes == rows.size:
+        raise Unusable("every value is missing")
+    said = f"{np.nanmin(rows):g} to {np.nanmax(rows):g}"
+    return f"{said}, and {holes} of {rows.size} are missing" if holes else said
 
 
 def _networks(encoder: dict[str, Any], decoder: dict[str, Any], latent_size: int) -> dict[str, Any]:

@@ -108,6 +108,10 @@ def _decoder_body(
 ) -> nn.Sequential:
     if isinstance(wanted, config.Mlp):
         return _dense([latent_size, *wanted.sizes, heads[0] * heads[1]])
+    if heads[1] != math.prod(event_shape):
+        raise Unusable(
+            f"decoder {wanted.kind}: the columns of a mixed table have parameters of their own; say kind: mlp"
+        )
     colours, sides = _grid(wanted, event_shape)
     smallest = _smallest(wanted, event_shape)
     first = wanted.sizes[0]

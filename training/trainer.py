@@ -106,6 +106,8 @@ def _where(run: Run) -> dict[str, Any]:
         wanted["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted["accelerator"] == "cpu" and wanted["precision"] == "16-mixed":
         raise Unusable("trainer: 16-mixed needs a GPU; a processor has bf16-mixed")  # Lightning takes it silently
+    if wanted["accelerator"] == "cpu" and (isinstance(wanted["devices"], list) or wanted["devices"] == -1):
+        raise Unusable("trainer: on a processor, devices is how many processes there are, from 1 on")
     if "spawn" in wanted["strategy"]:
         raise Unusable(f"trainer: {wanted['strategy']} takes no fit from one process to another; use ddp or ddp_fork")
     return wanted

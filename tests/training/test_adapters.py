@@ -89,6 +89,9 @@ def test_a_class_of_your_own_is_refused_until_you_say_what_it_is() -> None:
 
     with pytest.raises(Unusable, match=r"Mine: a class that we don't know .* call training.export with its encoder"):
         adapters.pythae(Mine(library.VAEConfig(input_dim=EVENT, latent_dim=LATENTS)))
+    Mine.__name__ = "VAE"
+    with pytest.raises(Unusable, match="pythae VAE: a class that we don't know"):
+        adapters.pythae(Mine(library.VAEConfig(input_dim=EVENT, latent_dim=LATENTS)))
     with pytest.raises(Unusable, match=r"pythae: one of pythae.models is needed, not torch.nn.modules.linear.Linear"):
         adapters.pythae(nn.Linear(1, 1))
 

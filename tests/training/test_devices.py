@@ -113,6 +113,8 @@ def test_what_is_said_on_the_command_line_goes_before_the_config(tmp_path: Path)
         ({"precision": "bf16-true"}, "32-true.*bf16-mixed"),
         ({"devices": 0}, "at least 1"),
         ({"devices": "two"}, "devices"),
+        ({"accelerator": "cpu", "devices": -1}, "on a processor, devices is how many processes"),
+        ({"accelerator": "cpu", "devices": [0]}, "on a processor, devices is how many processes"),
         ({"strategy": "hope"}, "invalid strategy"),
         ({"strategy": "ddp_spawn"}, "use ddp"),
     ],

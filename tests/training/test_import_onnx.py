@@ -23,7 +23,7 @@ from service import artifact
 from service.artifact import Array
 from tests import kit
 from training import composed
-from training.__main__ import app
+from training.__main__ import app, listed
 from training.config import Unusable
 from training.own import files, look
 
@@ -194,6 +194,8 @@ def test_features_a_prior_and_shared_weights_are_options_too(tmp_path: Path) -> 
     assert manifest.files[artifact.WEIGHTS]
     assert (tmp_path / "exported_models" / "theirs" / "1" / artifact.WEIGHTS).stat().st_size == 128 * 128 * 4
     assert files.names(" a, b ,c") == ("a", "b", "c")
+    assert files.names(",".join(f"a rather long name {place}" for place in range(100)))[99] == "a rather long name 99"
+    assert listed("mu, logvar") == ("mu", "logvar")
     assert files.prior(None) == "standard_normal"
     with pytest.raises(Unusable, match=r"rows\.npy: an \.npz of mean, scale and weight is needed, or of rows"):
         files.prior(tmp_path / "rows.npy")

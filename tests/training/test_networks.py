@@ -165,6 +165,7 @@ def test_an_encoder_without_an_embedding_is_as_it_was(tmp_path: Path) -> None:
     [
         ("pictures", {"encoder": {"kind": "residual", "sizes": [4, 4, 4, 4], "dense": 8}}, "divide by 16, not 8×8"),
         ("length", {"encoder": {"kind": "conv1d", "sizes": [4, 4, 4], "dense": 8}}, "length divides by 8, not 20"),
+        ("levels", {"decoder": {"kind": "conv1d", "sizes": [4], "dense": 8}}, "of a mixed table .* say kind: mlp"),
         ("length", {"decoder": {"kind": "residual", "sizes": [4], "dense": 8}}, "a picture whose sides"),
         ("pictures", {"encoder": RESIDUAL["encoder"], "likelihood": {"family": "categorical"}}, "use an mlp"),
         ("channels", {"encoder": EMBEDDED["encoder"], "decoder": EMBEDDED["decoder"]}, "no column is categorical"),

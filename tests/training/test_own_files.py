@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def test_idx_is_read_gzipped_or_not(rows: NDArray[Any], kind: int, support: str,
         (">i4", "int32", "counts"),
         ("uint32", "int64", "counts"),
         ("uint64", "int64", "counts"),
+        (">u8", "int64", "counts"),
         ("float16", "float64", "real"),
         ("<f4", "float64", "real"),
         (">f8", "float64", "real"),
@@ -208,6 +210,28 @@ def test_a_picture_is_the_way_up_that_its_camera_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(folder).rows[-1], LEVELS[0])
 
 
+def deep(colour: int) -> bytes:
+    """A PNG of 8×12 with 16 bits a level, of a colour type."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    width = {2: 6, 4: 4, 6: 8}[colour] * 12
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 12, 8, 16, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(8 * (1 + width)))) + chunk(b"IEND", b"")
+
+
+def test_holes_in_numbers_are_seen(tmp_path: Path) -> None:
+    """What is shown of them, and a run that takes them."""
+    rows = LEVELS / 7
+    rows[0, 0] = np.nan
+    np.save(tmp_path / "rows.npy", rows)
+    seen = look.look(tmp_path / "rows.npy")
+    said = f"0 to {rows[1:].max():g}, and 12 of {rows.size} are missing"
+    assert ("values", said) in [(*line,) for line in seen.lines]
+    assert config.check(seen.run, "shown").missing is not None
+
+
 def test_a_picture_that_is_not_like_the_others_is_named(tmp_path: Path) -> None:
     """Of another size, of more than 8 bits, or no picture at all; and a folder without any."""
     folder = drawn(tmp_path / "pictures")
@@ -218,6 +242,10 @@ def test_a_picture_that_is_not_like_the_others_is_named(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 12), np.uint16)).save(odd)
     with pytest.raises(Unusable, match=r"zz\.png: has levels of more than 8 bits"):
         read(folder)
+    for colour in (2, 4, 6):  # with colour, Pillow would cut them to 8 in silence
+        odd.write_bytes(deep(colour))
+        with pytest.raises(Unusable, match=r"zz\.png: has levels of more than 8 bits"):
+            read(folder)
     odd.write_bytes(b"\x89PNG and no more")
     with pytest.raises(Unusable, match=r"zz\.png: not a picture that can be read"):
         read(folder)

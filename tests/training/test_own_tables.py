@@ -113,6 +113,15 @@ def test_what_is_missing_is_compared_as_a_number_among_numbers(tmp_path: Path) -
     assert [feature.categories for feature in found.features[2:]] == [("1", "2"), ("-999.0", "a", "b")]
 
 
+def test_what_is_missing_is_a_number_wherever_the_config_says_numbers(tmp_path: Path) -> None:
+    """However some of them are written; where nothing is said, a leading 0 makes text of all."""
+    path = tmp_path / "t.csv"
+    path.write_text("x,code\n007,007\n-999.0,-999.0\n2.5,-999\n0.5,8\n")
+    plain = {"name": "table", "path": str(path), "source": "a test", "absent": ["-999"]}
+    found = sources.read(Table.model_validate({**plain, "columns": {"x": "real", "code": "category"}}))
+    np.testing.assert_array_equal(found.rows, [[7, 1], [np.nan, 0], [2.5, np.nan], [0.5, 2]])
+
+
 @pytest.mark.parametrize(
     ("said", "cells", "codes"),
     [

@@ -44,6 +44,24 @@ def test_a_wrong_value_is_named(change: dict[str, object], place: str, tmp_path:
     assert line.startswith(f"{path}: {place}")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"laten_size": 4}, "laten_size: there is nothing of that name here; look at its spelling"),
+        ({"encoder": {"sizes": [4]}}, "encoder: say its kind"),
+        ({"objective": {"kind": "importance_weighted"}}, "importance_weighted with one draw is the elbo: set draws"),
+    ],
+    ids=["a key", "no kind", "what doesn't go together"],
+)
+def test_what_is_wrong_is_said_in_our_words(change: dict[str, object], said: str, tmp_path: Path) -> None:
+    """The library that checks a config speaks of inputs and tags."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **change}))
+    line = refusal("fit", str(path), "--runs", str(tmp_path))
+    assert said in line
+    assert "Value error" not in line
+
+
 @pytest.mark.parametrize(("written", "instead"), [("3e-3", "3.0e-3 or 0.003"), ("1e3", "1.0e+3 or 1000.0")])
 def test_a_number_that_yaml_takes_for_text_is_shown_as_it_should_be(written: str, instead: str, tmp_path: Path) -> None:
     """The line says how to write it, and both of its ways are read."""

@@ -57,6 +57,7 @@ def pythae(model: Any, *, scale: float | None = None) -> Arguments:
     A β or an importance-weighted bound was training's; the score is the ELBO with none of it. A VAMP's pseudo-inputs
     are encoded at export, and its prior is a mixture from then on.
     """
+    from pythae import models
     from pythae.models import VAE, BaseAE
 
     expect(model, BaseAE, "pythae: one of pythae.models")
@@ -64,7 +65,7 @@ def pythae(model: Any, *, scale: float | None = None) -> Arguments:
     if why := REFUSED.get(kind):
         raise Unusable(f"pythae {kind}: {why}")
     expect(model, VAE, "pythae: a VAE")
-    if kind not in SAME_DENSITY:
+    if kind not in SAME_DENSITY or type(model) is not getattr(models, kind, None):
         raise Unusable(
             f"pythae {kind}: a class that we don't know may mean another density; if its posterior is a diagonal "
             "normal and its prior a standard one, call training.export with its encoder and decoder"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from service.artifact import NAME
 from training.config.data import BreastCancer as BreastCancer
@@ -144,7 +145,20 @@ def first(error: ValidationError) -> str:
     place = ".".join(str(part) for part in step["loc"])
     more = f" (and {others} more)" if others else ""
     hint = _hint(step.get("input"))
-    return " ".join(f"{place}: {step['msg']}{hint}{more}".split()) if place else step["msg"]
+    said = _said(step)
+    return " ".join(f"{place}: {said}{hint}{more}".split()) if place else said
+
+
+def _said(step: ErrorDetails) -> str:
+    """What pydantic says of one thing, in our words where it speaks of itself."""
+    match step["type"]:
+        case "extra_forbidden":
+            return "there is nothing of that name here; look at its spelling, and at what it stands under"
+        case "union_tag_not_found":
+            return f"say its {step['ctx']['discriminator'].strip(chr(39))}"
+        case "value_error":
+            return step["msg"].removeprefix("Value error, ")
+    return step["msg"]
 
 
 def _hint(given: object) -> str:

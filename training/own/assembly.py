@@ -81,6 +81,9 @@ def export(
     Unusable says what can be mended, and how; ArtifactRefused, which promise the model doesn't keep.
     """
     tell = say or (lambda _: None)
+    encoder_gives = stated.encoder_gives(encoder_gives) or "log_variance"
+    decoder_gives = stated.decoder_gives(decoder_gives)
+    stated.place(to, name, version)
     rows = dataset(sample, features)
     family = _likelihood(likelihood, rows)
     _goes_with(family, decoder_gives)
@@ -155,11 +158,13 @@ def _units(preprocessing: Mapping[str, Any] | None, rows: DataSet, family: Likel
     """Shift and width of u = (x − shift)/width, of the event's shape."""
     if preprocessing is None:
         return None
+    if not isinstance(preprocessing, Mapping):
+        raise Unusable("preprocessing: {'shift': …, 'scale': …} is needed, a number or one a feature each")
     if extra := preprocessing.keys() - {"shift", "scale"}:
         raise Unusable(f"preprocessing: u = (x − shift)/scale; there is no {', '.join(sorted(extra))}")
     both = []
     for name, usual in (("shift", 0.0), ("scale", 1.0)):
-        value = np.asarray(preprocessing.get(name, usual), np.float64)
+        value = stated.numbers(preprocessing.get(name, usual), f"preprocessing: {name}")
         try:
             both.append(np.array(np.broadcast_to(value, rows.event_shape)))
         except ValueError as error:
@@ -264,7 +269,7 @@ def _scale(pair: Pair, rows: DataSet, wanted: Any, tell: exporting.Say) -> dict[
         found = measures.scale(pair, rows.splits["validation"], shared=shared)
         how = f"maximum likelihood on validation rows, {'shared' if shared else 'one a feature'}"
     else:
-        found, how = _stated_scale(pair, np.asarray(wanted, np.float64), rows.event_shape), "stated"
+        found, how = _stated_scale(pair, stated.numbers(wanted, "scale"), rows.event_shape), "stated"
     pair.scale.copy_(torch.from_numpy(found))
     return {"scale": _short(found), "scale_from": how}
 

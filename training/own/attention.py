@@ -49,4 +49,6 @@ def attention(
     if attn_mask is not None:
         seen = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -math.inf) if seen else scores + attn_mask
+        blind = (scores == -math.inf).all(-1, keepdim=True)  # sees nothing, and gives 0
+        return torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0) @ value
     return torch.softmax(scores, -1) @ value

@@ -92,7 +92,11 @@ def prior(path: Path | None) -> Said:
 def names(said: str) -> tuple[str, ...]:
     """Names with commas between, or those in a file, one a line or with commas between."""
     try:
-        written = Path(said).read_text("utf-8-sig") if said and Path(said).is_file() else said
+        file = bool(said) and Path(said).is_file()
+    except OSError:  # a list too long to be a file's name
+        file = False
+    try:
+        written = Path(said).read_text("utf-8-sig") if file else said
     except UnicodeDecodeError as error:
         raise Unusable(f"{said}: names of features are UTF-8 text") from error
     return tuple(name.strip() for name in re.split(r"[,\n]", written) if name.strip())

@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from service.artifact import NAME
@@ -113,6 +116,24 @@ def _word(words: TypeAdapter[Any], said: str, what: str) -> Any:
         return words.validate_python(said)
     except ValidationError as error:
         raise Unusable(f"{what} {said!r}: {config.first(error)}") from error
+
+
+def place(to: object, name: str, version: int | None) -> None:
+    """Refuse a folder, a name or a version that an artifact can't have, before any work is done."""
+    if not isinstance(to, str | Path):
+        raise Unusable(f"to: the folder of the artifacts is needed, not {to!r}; leave it out for exported_models")
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise Unusable(f"name {name!r}: small letters, digits and hyphens are needed, beginning with a letter or digit")
+    if version is not None and not (type(version) is int and version >= 1):
+        raise Unusable(f"version {version!r}: whole numbers from 1 on; leave it out for the next")
+
+
+def numbers(value: object, what: str) -> NDArray[np.float64]:
+    """A number, or an array of them."""
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise Unusable(f"{what}: a number is needed, or one a feature, not {value!r}"[:300]) from error
 
 
 def family(wanted: object) -> config.Family:

@@ -27,10 +27,21 @@ def dataset(sample: Sample, features: Sequence[str | Feature] | None = None, see
     if len({rows.shape[1:] for rows in splits.values()} | {(rows.dtype,) for rows in splits.values()}) > 2:
         raise Unusable("sample: the splits differ in the shape or dtype of their rows")
     count = sum(map(len, splits.values()))
-    named = tuple(one if isinstance(one, Feature) else Feature(name=one, unit=None) for one in features or ())
+    named = tuple(_feature(one) for one in features or ())
     if named and len(named) != first[0].size:
         raise Unusable(f"features: {len(named)} names for {first[0].size} numbers a row")
+    if len(named) > len({one.name for one in named}):
+        raise Unusable("features: a name is given twice; an explanation names each number by its own")
     return DataSet(f"{count:,} rows given to the export", _support(splits), splits, named or None)
+
+
+def _feature(said: object) -> Feature:
+    """A feature by its name, or as it is."""
+    if isinstance(said, Feature):
+        return said
+    if not isinstance(said, str) or not said:
+        raise Unusable(f"features: names are text, not {said!r}")
+    return Feature(name=said, unit=None)
 
 
 def sample(path: Path) -> Sample:

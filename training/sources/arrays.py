@@ -82,7 +82,7 @@ def _ours(rows: Rows, wanted: File) -> Rows:
     """The same values in a dtype of ours: levels stay uint8, whole numbers become int32 or int64, fractions float64."""
     if rows.dtype.name in OURS:
         return np.asarray(rows, OURS[rows.dtype.name])
-    if rows.dtype == np.uint64:
+    if rows.dtype.name == "uint64":  # in either byte order
         if rows.max() > np.iinfo(np.int64).max:
             raise Unusable(f"{wanted.path}: holds {rows.max()}, more than int64 has room for")
         return rows.astype(np.int64)

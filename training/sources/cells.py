@@ -63,7 +63,10 @@ def _csv(given: bytes, wanted: Table) -> Cells:
     names = _headed(lines, wanted)
     start = 1 if wanted.header else 0
     absent = frozenset(wanted.absent)
-    columns = tuple(_there(list(cells), absent) for cells in zip(*lines[start:], strict=True))
+    columns = tuple(
+        _there(list(cells), absent, _counted(wanted, name))
+        for name, cells in zip(names, zip(*lines[start:], strict=True), strict=False)
+    )
     return Cells(names, columns or tuple([] for _ in names), [f"line {number}" for number in numbers[start:]])
 
 
@@ -77,17 +80,24 @@ def _headed(lines: list[list[str]], wanted: Table) -> tuple[str, ...]:
     return names
 
 
-def _there(cells: Sequence[str | None], absent: frozenset[str]) -> list[str | None]:
+def _counted(wanted: Table, name: str) -> bool:
+    """Whether the config says that a column holds numbers, however they are written."""
+    said = wanted.columns.get(name)
+    return (said if isinstance(said, str) or said is None else said.role) in ("real", "count")
+
+
+def _there(cells: Sequence[str | None], absent: frozenset[str], counted: bool = False) -> list[str | None]:
     """Cells, None where they are absent: by their text, and in a column of numbers by the number too.
 
     >>> _there(["1.5", "NA", "-999.0"], frozenset(["NA", "-999"])), _there(["a", "-999.0"], frozenset(["-999"]))
     (['1.5', None, None], ['a', '-999.0'])
     """
     found = [None if cell is None or (text := cell.strip()) in absent else text for cell in cells]
-    marks = {number for mark in absent if (number := as_number(mark)) is not None}
-    if not marks or any(cell is not None and as_number(cell) is None for cell in found):
+    read = _number if counted else as_number
+    marks = {number for mark in absent if (number := read(mark)) is not None}
+    if not marks or (not counted and any(cell is not None and read(cell) is None for cell in found)):
         return found
-    return [None if cell is None or as_number(cell) in marks else cell for cell in found]
+    return [None if cell is None or read(cell) in marks else cell for cell in found]
 
 
 def _separator(text: str) -> str:
@@ -116,7 +126,10 @@ def _parquet(given: bytes, wanted: Table) -> Cells:
     for series in frame:
         if series.dtype.is_nested():
             raise Unusable(f"{wanted.path}: column {series.name} holds {series.dtype}; a cell holds one value")
-    columns = tuple(_there([_written(value) for value in series.to_list()], absent) for series in frame)
+    columns = tuple(
+        _there([_written(value) for value in series.to_list()], absent, _counted(wanted, series.name))
+        for series in frame
+    )
     return Cells(tuple(frame.columns), columns, [f"row {place}" for place in range(1, frame.height + 1)])
 
 

@@ -14,6 +14,7 @@ from training.wanted import Folder
 
 MODES = {"grey": "L", "rgb": "RGB"}
 GREY = ("1", "L", "LA")  # Pillow's modes without colour
+BROKEN = (OSError, ValueError, SyntaxError, NotImplementedError, struct.error, Image.DecompressionBombError)
 DEEP = ("I", "F")  # and of more than 8 bits, each with kinds of its own
 
 
@@ -50,10 +51,10 @@ def one(path: Path, mode: str, wanted: Folder) -> Rows:
     """A picture's levels, (height, width) or (height, width, 3), the way up that its EXIF says."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(DEEP):
+            if image.mode.startswith(DEEP) or _bits(path) > 8:
                 raise Unusable(f"{path}: has levels of more than 8 bits; save it with 8")
             picture = ImageOps.exif_transpose(image).convert(mode)
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise Unusable(f"{path}: not a picture that can be read") from error
     if wanted.size:
         height, width = wanted.size
@@ -66,5 +67,12 @@ def _mode(path: Path) -> str:
     try:
         with Image.open(path) as image:
             return "L" if image.mode in GREY else "RGB"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise Unusable(f"{path}: not a picture that can be read") from error
+
+
+def _bits(path: Path) -> int:
+    """Bits of a level, as a PNG's head says: Pillow cuts coloured ones to 8 in silence; of other files, 8."""
+    with path.open("rb") as file:
+        head = file.read(25)
+    return head[24] if len(head) == 25 and head[:8] == b"\x89PNG\r\n\x1a\n" else 8
