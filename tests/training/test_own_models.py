@@ -521,7 +521,7 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], str]] = {
     "holes": ({"sample": np.full((100, 5), np.nan)}, "sample: holds NaN"),
     "half": ({"sample": np.ones((100, 5), np.float16)}, "sample: holds float16"),
     "splits": ({"sample": {"fit": np.ones((9, 5))}}, "sample: the splits are fit, validation, calibration, test"),
-    "name": ({"name": "No Name"}, "name: String should match"),
+    "name": ({"name": "No Name"}, "name .No Name.: small letters, digits and hyphens"),
     "names": ({"features": ["a"]}, "features: 1 names for 5 numbers a row"),
 }
 

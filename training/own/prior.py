@@ -111,7 +111,7 @@ def _doubles(name: str, given: dict[str, Any]) -> Tensor:
         raise Unusable(f"prior: has no {name}; {FORMS}")
     value = given.pop(name)
     try:
-        if np.iscomplexobj(value) or (isinstance(value, Tensor) and value.is_complex()):
+        if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
             raise TypeError("its numbers are complex")
         held = value.detach().cpu().double() if isinstance(value, Tensor) else torch.from_numpy(_numbers(value))
     except (TypeError, ValueError) as error:
