@@ -68,9 +68,9 @@ class Settings(BaseSettings):
         2_000, ge=1, le=86_400_000, description="how long a newcomer may have to wait for its turn at a graph; then 429"
     )
     inline_us: int = Field(
-        500,
+        1_000,
         ge=0,
-        le=1_000,
+        le=5_000,
         description="a batch that takes less is computed on the event loop, sooner than a thread wakes; 0: none",
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest body, after decompression")
