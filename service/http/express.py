@@ -34,20 +34,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP = 0.25  # seconds between looks for those who have waited for too long
-LARGEST = 262_144  # bytes of a body that takes the express: some thousands of numbers more are parsed in a millisecond
 PARSING = 0.001  # seconds of reading bodies after which a turn of the loop ends
-HELD = 5  # times a body, for it and what is read of it: two characters of JSON may be a double
+TOGETHER = 131_072  # numbers of rows after which a turn's are enough: more would be copied for no company
+LARGE = 65_536  # bytes of a body that is read while a lane computes, and not only once it is free
 
 
 class Speaker(Protocol):
-    """How scores are asked for and answered in one of our protocols, of one model by its path."""
+    """How scores are asked for and answered in one of our protocols, of one model by its path.
+
+    largest: bytes of a body that takes the express, which is read in less than a millisecond.
+    """
+
+    largest: int
 
     def model(self) -> Model:
         """The model that is asked."""
 
-    def read(self, model: Model, body: bytes) -> tuple[Score, Array, Any]:
-        """What is asked, the rows as they were sent, and what the answer's form depends on. Whatever it raises, the
-        request is read again where refusals are made."""
+    def held(self, length: int) -> int:
+        """The most bytes that a body of this length and what is read of it hold."""
+
+    def spaces(self, length: int) -> int:
+        """How many spaces before a body of this length have what lies in it aligned."""
+
+    def read(self, model: Model, body: bytes, spaces: int) -> tuple[Score, Array, Any]:
+        """What is asked, the rows as they were sent, and what the answer's form depends on; the body begins with so
+        many spaces. Whatever it raises, the request is read again where refusals are made."""
 
     def write(self, columns: Columns, start: int, stop: int, entry: Entry) -> tuple[bytes, bytes]:
         """The answer's own headers and its body, from the rows of some columns that are the request's."""
@@ -86,9 +97,10 @@ class Entry:
     form: Any
     sitting: Sitting
     era: Era
+    body: bytes  # once it is whole, behind the spaces that its head has known
 
-    def __init__(self, connection: Connection, known: Known, body: bytes) -> None:
-        self.connection, self.known, self.body = connection, known, body
+    def __init__(self, connection: Connection, known: Known) -> None:
+        self.connection, self.known = connection, known
         self.arrived = time.perf_counter()
         self.gone = False
         self.keep_alive = True
@@ -118,11 +130,13 @@ class Entry:
 class Known:
     """A request's head that was seen before, on any connection: what it says, and who answers it."""
 
-    __slots__ = ("counter", "heads", "length", "query", "route", "speaker")
+    __slots__ = ("counter", "heads", "held", "large", "length", "query", "route", "spaces")
 
     def __init__(self, route: Any, heads: dict[bytes, bytes], query: bytes, length: int, counter: Counter) -> None:
         self.route, self.heads, self.query, self.length, self.counter = route, heads, query, length, counter
-        self.speaker: Speaker = counter.speaker
+        self.large = length >= LARGE
+        self.held = counter.speaker.held(length)
+        self.spaces = b" " * counter.speaker.spaces(length)
 
 
 class Counter:
@@ -148,7 +162,7 @@ class Counter:
         try:
             model = self._model()
             model.scores.check(model.draws)
-            entry.held.resize(len(entry.body) * HELD)
+            entry.held.resize(entry.known.held)
         except Exception:  # what is wrong is said step by step
             self._hand_back([entry])
             return
@@ -190,7 +204,7 @@ class Counter:
             self._done()
 
     def _wake(self) -> None:
-        if not self._woken and self._tickets < self._most:
+        if not self._woken and self._tickets < self._most + self._waiting[0].known.large:
             self._woken = True
             asyncio.get_running_loop().call_soon(self._turn)
 
@@ -207,20 +221,22 @@ class Counter:
             return
         # Rows of one dtype alone are stacked: NumPy would make another of two, and what is refused alone must be here.
         groups: dict[tuple[int, int, np.dtype[Any]], list[Entry]] = {}
-        cost, started = 0, time.perf_counter()
-        while self._waiting and cost < door.size and time.perf_counter() - started < PARSING:
+        cost, numbers, started = 0, 0, time.perf_counter()
+        while self._waiting and cost < door.size and numbers < TOGETHER and time.perf_counter() - started < PARSING:
             entry = self._waiting.popleft()
             entry.enter()
             if entry.gone:
                 continue
             try:
-                entry.asked, entry.rows, entry.form = self.speaker.read(model, entry.body)
+                read = self.speaker.read(model, entry.body, len(entry.known.spaces))
+                entry.asked, entry.rows, entry.form = read
             except Exception:
                 self._hand_back([entry])
                 continue
             draws = entry.asked.draws or model.draws
             seed = model.seed if entry.asked.seed is None else entry.asked.seed
             cost += len(entry.rows) * draws
+            numbers += entry.rows.size
             groups.setdefault((seed, draws, entry.rows.dtype), []).append(entry)
         parse = (time.perf_counter() - started) / max(1, sum(map(len, groups.values())))
         for (seed, draws, _), entries in groups.items():

@@ -20,9 +20,10 @@ from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.debts import Debts
+from service.errors import Problem
 from service.http.calls import CLOSE, Call
 from service.http.exchange import Desk, Heard
-from service.http.express import LARGEST, Counter, Entry, Known, Speaker
+from service.http.express import Counter, Entry, Known, Speaker
 from service.http.jobs import Job
 from service.http.noting import Noting, noted
 from service.http.telemetry import Books, Visit
@@ -84,10 +85,10 @@ class Front:
     def learn(self, head: bytes, route: Route, heads: dict[bytes, bytes], query: bytes) -> None:
         """A whole request had this head: others that have it may take the express."""
         length = int(heads.get(b"content-length", b"0"))
-        if query or not 0 < length <= LARGEST or len(head) > LONGEST or not self.books.quiet:
+        if query or length == 0 or len(head) > LONGEST or not self.books.quiet:
             return
         speaker = route.finder.scores(route.path.split("/"), heads)
-        if speaker is None:
+        if speaker is None or length > speaker.largest:
             return
         if len(self.known) >= ROUTES:
             self.known.clear()
@@ -151,7 +152,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.later: list[bytes] = []
-        self.parts: list[bytes] = []  # of the request that is to take the express, as far as it is here
+        self.parts: list[bytes] = []  # head, spaces, and the body as far as it is here, of one to take the express
         self.missing = 0  # bytes that it lacks
         self.timer: TimerHandle | None = None  # runs while it lacks some
 
@@ -191,15 +192,17 @@ class Connection(HttpToolsProtocol):
 
     def _express(self, known: Known, data: bytes, end: int) -> None:
         """A known head is here, and as much of the body behind it as came with it."""
-        self.entry = entry = Entry(self, known, data[end:])
+        self.entry = entry = Entry(self, known)
         entry.era = self.front.books.door.come()
         if self.noting is not None and self.noting.v2 is not known.route.v2:
             self.noting.speaks(known.route.v2)
-        if len(entry.body) == known.length:
+        body = data[end:]
+        if len(body) == known.length:
+            entry.body = known.spaces + body if known.spaces else body
             known.counter.add(entry)
             return
-        self.parts = [data]
-        self.missing = known.length - len(entry.body)
+        self.parts = [data[:end], known.spaces, body]
+        self.missing = known.length - len(body)
         self.timer = self.loop.call_later(GATHERING, self._ungather)
 
     def _gather(self, entry: Entry, data: bytes) -> None:
@@ -212,19 +215,25 @@ class Connection(HttpToolsProtocol):
         self.parts.append(data)
         self.missing -= len(data)
         if self.missing:
+            try:
+                entry.held.resize(entry.known.length - self.missing)
+            except Problem:
+                self._ungather()
             return
         assert self.timer is not None
         self.timer.cancel()
         self.timer = None
-        whole, self.parts = b"".join(self.parts), []
-        entry.body = whole[len(whole) - entry.known.length :]
+        entry.body, self.parts = b"".join(self.parts[1:]), []
         entry.known.counter.add(entry)
 
     def _ungather(self) -> None:
-        """A body takes its time: the request is met as if its head were not known, which bounds what it may take."""
-        self.timer, entry = None, self.entry
+        """A body takes its time, or there is no room for it: the request is met as if its head were not known."""
+        timer, self.timer, entry = self.timer, None, self.entry
+        assert timer is not None
         assert entry is not None
-        data, self.parts, self.entry = b"".join(self.parts), [], None
+        timer.cancel()
+        (head, _, *parts), self.parts, self.entry = self.parts, [], None
+        data = b"".join((head, *parts))
         entry.let_go()
         self.front.books.door.go(entry.era)
         if not self.transport.is_closing():
@@ -278,7 +287,7 @@ class Connection(HttpToolsProtocol):
         self.cycle = call  # type: ignore[assignment]
         call.keep_alive, call.visit.arrived = entry.keep_alive, entry.arrived
         call.begin()
-        call.more(entry.body)
+        call.more(entry.body[len(known.spaces) :])
         call.whole()
         self._go_on()
 

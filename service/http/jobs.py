@@ -22,6 +22,8 @@ from service.http.scores import Columns, Score
 from service.http.telemetry import Sitting, Visit
 from service.models import Model
 
+LARGEST = 262_144  # bytes of JSON that takes the express: some thousands of numbers more are parsed in a millisecond
+HELD = 5  # times JSON, for it and what is read of it: two characters may be a double
 Reply = tuple[bytes, bytes]  # headers, each ended as HTTP ends lines, and the body
 Tell = Callable[[Reply | Exception], None]
 
@@ -88,6 +90,8 @@ class Described(Job):
 class Scores:
     """How scores are spoken of on /v1, in JSON: what the express needs to know of it."""
 
+    largest = LARGEST
+
     def __init__(self, desk: Desk, operation: Operation[Any], name: str, version: str | None) -> None:
         self._desk, self._operation, self._name, self._version = desk, operation, name, version
         self._seen: dict[tuple[tuple[str, Any], ...], Score] = {}  # fields that were found right
@@ -96,7 +100,15 @@ class Scores:
         """See Speaker."""
         return find(self._desk.models, self._name, self._version)
 
-    def read(self, model: Model, body: bytes) -> tuple[Score, Array, None]:
+    def held(self, length: int) -> int:
+        """See Speaker."""
+        return length * HELD
+
+    def spaces(self, _: int) -> int:
+        """See Speaker: JSON takes none."""
+        return 0
+
+    def read(self, model: Model, body: bytes, _: int) -> tuple[Score, Array, None]:
         """See Speaker."""
         limits = self._desk.limits
         read = wire.read_json(body, "inputs", limits, tuple(model.manifest.event_shape))

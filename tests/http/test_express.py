@@ -439,6 +439,89 @@ def test_who_leaves_before_the_body_is_whole_is_counted_out(served: tuple[str, F
     assert added == []
 
 
+def large(seed: int, rows: int = 1000, spaces: int = 0) -> tuple[bytes, dict[str, str]]:
+    """An inference of half a mebibyte, whose tensor lies eight bytes aligned, or so many bytes past that."""
+    x = digits(rows, seed).astype("<f8")
+    tensor = {"name": "inputs", "shape": list(x.shape), "datatype": "FP64"}
+    asked = {
+        "inputs": [{**tensor, "parameters": {"binary_data_size": x.nbytes}}],
+        "outputs": [{"name": "elbo", "parameters": {"binary_data": True}}],
+    }
+    head = json.dumps(asked).encode()
+    head += b" " * (-len(head) % 8 + spaces)
+    return head + x.tobytes(), {"inference_header_content_length": str(len(head))}
+
+
+@pytest.mark.parametrize("spaces", [0, 3])
+def test_large_tensors_are_gathered_where_they_are_aligned(
+    served: tuple[str, FastAPI], added: list[bytes], spaces: int
+) -> None:
+    """However they lie in the body; it is copied once, and refused as ever where a value is wrong."""
+    address, app = served
+    bodies = [large(seed, spaces=spaces)[0] for seed in (1, 2, 1)]
+    bodies[2] = bodies[2][:-8] + np.float64(0.5).tobytes()
+    _, headers = large(1, spaces=spaces)
+    wanted = [alone(address, body, "v2/models/tiny/infer", **headers) for body in bodies]
+    assert [status for status, _ in wanted] == [200, 200, 422]
+    with connected(address) as caller:
+        caller.sendall(inferring(large(0, spaces=spaces)[0], **headers))
+        answers(caller, 1)
+        for body, (status, text) in zip(bodies, wanted, strict=True):
+            del added[:]
+            caller.sendall(inferring(body, **headers))
+            found = answers(caller, 1)[0]
+            assert (found[0], OTHER.sub(b"", found[2])) == (status, text)
+            assert [len(each) - len(body) for each in added] == [-spaces % 8]
+    wait_until(lambda: app.state.door.inside == 0)
+    assert app.state.desk.memory.taken == 0
+
+
+def test_more_numbers_than_are_looked_at_on_the_loop_are_met_step_by_step(served: tuple[str, FastAPI]) -> None:
+    """They have the same answer."""
+    address, _ = served
+    x = digits(2048, 3)
+    x = np.concatenate([x] * 5)  # 655,360 bytes, each a number
+    tensor = {"name": "inputs", "shape": list(x.shape), "datatype": "UINT8"}
+    head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": x.nbytes}}]}).encode()
+    headers = {"inference_header_content_length": str(len(head))}
+    wanted = alone(address, head + x.tobytes(), "v2/models/tiny/infer", **headers)
+    with connected(address) as caller:
+        for _ in range(2):
+            caller.sendall(inferring(head + x.tobytes(), **headers))
+            status, _, text = answers(caller, 1)[0]
+            assert (status, OTHER.sub(b"", text)) == wanted
+
+
+def test_a_body_that_there_is_no_memory_for_is_refused_while_it_comes(small: Path, added: list[bytes]) -> None:
+    """What others hold stays theirs, and nobody is kept in the dark until the body is whole."""
+    gate = Gate()
+    body, headers = large(1)
+    settings = configured(small, lanes=1, max_held_bytes=3 * len(body))
+    with (
+        listening(settings, opener=gate.opener) as (address, app),
+        connected(address) as one,
+        connected(address) as two,
+    ):
+        one.sendall(inferring(body, **headers))
+        assert answers(one, 1)[0][0] == 200
+        gate.shut()
+        one.sendall(inferring(body, **headers))
+        assert gate.waits.wait(20)
+        memory = app.state.desk.memory
+        assert len(body) < memory.taken < 2.1 * len(body)
+        memory.limit = memory.taken + len(body) // 2
+        del added[:]
+        asked = inferring(body, **headers)
+        two.sendall(asked[: -len(body) // 4])  # three quarters of it
+        status, found, text = answers(two, 1)[0]
+        assert status in (429, 503), text
+        assert int(found["retry-after"]) >= 1
+        assert added == []
+        gate.open()
+        assert answers(one, 1)[0][0] == 200
+    assert memory.taken == 0
+
+
 @dataclass
 class Faulty(Gate):
     """A gate that some calls fail at."""
