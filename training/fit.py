@@ -108,7 +108,7 @@ class Module(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, with decoupled weight decay."""
         wanted = self.run.optimiser
-        return torch.optim.AdamW(self.parameters(), lr=wanted.lr, weight_decay=wanted.weight_decay)
+        return torch.optim.AdamW(self.parameters(), lr=wanted.lr, weight_decay=wanted.weight_decay, fused=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain values only, so that the file loads without unpickling code."""
