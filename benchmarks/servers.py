@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,7 +130,11 @@ class Running:
 
     def memory(self) -> float:
         """Resident memory of all its processes in MiB, pages that they share counted once (PSS)."""
-        return sum(_pss(pid) for pid in self.pids()) / 1024
+        return sum(_pss(pid)["Pss"] for pid in self.pids()) / 1024
+
+    def own_memory(self) -> float:
+        """The same without the pages of files, whose share falls and rises with who else has them open."""
+        return sum(found["Pss"] - found["Pss_File"] for found in map(_pss, self.pids())) / 1024
 
     def cpu(self) -> float:
         """Seconds of CPU that its processes have used."""
@@ -198,10 +203,12 @@ def free_port() -> int:
         return port
 
 
-def _pss(pid: int) -> int:
-    """A process's proportional set size in KiB; 0 for one that has gone."""
+def _pss(pid: int) -> Counter[str]:
+    """A process's proportional set sizes in KiB, by their kinds; 0 for one that has gone."""
+    found: Counter[str] = Counter()
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1])
-    return 0
+            name, _, rest = line.partition(":")
+            if name.startswith("Pss"):
+                found[name] = int(rest.split()[0])
+    return found

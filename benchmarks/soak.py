@@ -5,7 +5,8 @@
 
 Every operation of several models, in JSON, npy, npz and on /v2, good and bad, some clients leaving before the answer.
 An answer is right if it has the bytes of the first one to the same request; before the load, first answers are
-compared with the graphs in process. Memory is PSS of all its processes; the first tenth of the requests is the warm-up.
+compared with the graphs in process. Memory is PSS of all its processes, without the pages of files, of which others that
+have them open take their part; the first tenth of the requests is the warm-up.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ async def soak(server: Running, mixture: Sequence[Case], requests: int, connecti
     seen, weights = Seen(), [case.weight for case in mixture]
     started = time.perf_counter()
     step = max(1, requests // LINES)
-    print("| requests | requests/s | PSS MiB | CPU s |\n|---|---|---|---|", flush=True)
+    print("| requests | requests/s | own PSS MiB | CPU s |\n|---|---|---|---|", flush=True)
 
     async def caller(number: int) -> None:
         generator = random.Random(number)
@@ -108,7 +109,7 @@ async def one(connection: Connection, port: int, case: Case, seen: Seen) -> Conn
 
 def line(server: Running, seen: Seen, seconds: float) -> None:
     """A line of memory."""
-    seen.memory.append((seen.done, server.memory()))
+    seen.memory.append((seen.done, server.own_memory()))
     rate, cpu = seen.done / seconds, server.cpu()
     print(f"| {seen.done:,} | {rate:,.0f} | {seen.memory[-1][1]:.1f} | {cpu:.0f} |", flush=True)
 
