@@ -182,7 +182,8 @@ class Running:
 def start(kind: Kind, models: Path, graph: Path, noise: Path) -> Running:
     """Start a server for a model: models is a folder of artifacts, graph its elbo.onnx, noise an npy file."""
     port = free_port()
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("VAE_SERVE_", "PEER_", "MOSEC_"))}
+    dropped = ("VAE_SERVE_", "PEER_", "MOSEC_", "PYTHONDONTWRITEBYTECODE")  # the last would compile at every start
+    env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     env |= {"PEER_GRAPH": str(graph), "PEER_NOISE": str(noise), "PEER_PORT": str(port), "ORT_DISABLE_TELEMETRY": "1"}
     env |= {"MOSEC_PORT": str(port), "MOSEC_ADDRESS": "127.0.0.1", "MOSEC_MAX_REQUEST_SIZE": str(64 * 2**20)}
     env |= {"MOSEC_LOG_LEVEL": "warning", "MOSEC_TIMEOUT": "30000", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -5,8 +5,8 @@
 
 Every operation of several models, in JSON, npy, npz and on /v2, good and bad, some clients leaving before the answer.
 An answer is right if it has the bytes of the first one to the same request; before the load, first answers are
-compared with the graphs in process. Memory is PSS of all its processes, without the pages of files, of which others that
-have them open take their part; the first tenth of the requests is the warm-up.
+compared with the graphs in process. Memory is PSS of all its processes, without the pages of files, whose share others
+that have them open take away; the first tenth of the requests is the warm-up.
 """
 
 from __future__ import annotations
