@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse
 from service.artifact import Manifest
 from service.batcher import BatchReport
 from service.door import Door
-from service.engine import Engine, Plan, open_engine
+from service.engine import Engine, Plan, may_be_cuda, open_engine
 from service.errors import EngineLost, Problem
 from service.http import (
     admin,
@@ -154,6 +154,7 @@ def _workshop(settings: Settings, opener: Opener, lanes: Lanes, metrics: Metrics
         settings.waiting,
         settings.waiting_ms / 1e3,
         settings.inline_us / 1e6,
+        1 if may_be_cuda(settings.device) else lanes.count,  # a device's sessions are timed and captured one by one
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         refused=partial(_count_refused, metrics),

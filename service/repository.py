@@ -107,13 +107,24 @@ class Repository:
         return await asyncio.shield(task)
 
     async def _load_all(self) -> None:
-        """Open all that there is, one after another; one that is refused costs the others nothing."""
+        """Open all that there is, some at once; one that is refused costs the others nothing."""
         shelf = self._first()
         self._models.found(set(shelf))
-        async with self._turn:
-            for key, take in sorted(shelf.items(), key=lambda item: item[0]):
+        free = asyncio.Semaphore(self._workshop.at_once)
+
+        async def open_one(key: Key, take: Callable[[], Opened | str]) -> None:
+            async with free:
                 await asyncio.to_thread(self._look, key)
                 await self._open(key, take)
+
+        async with self._turn:
+            opening = [asyncio.create_task(open_one(*item)) for item in sorted(shelf.items(), key=lambda item: item[0])]
+            try:
+                await asyncio.gather(*opening)
+            finally:
+                for task in opening:
+                    task.cancel()
+                await asyncio.gather(*opening, return_exceptions=True)
 
     def _on_disk(self) -> Shelf:
         shop = self._workshop

@@ -18,7 +18,7 @@ from service.engine.bucketed import Bucketed
 from service.engine.golden import LOOSEST, check_golden, difference
 from service.engine.grid import Plan
 from service.engine.onnxfile import Hostile, look, onnx_fault
-from service.engine.opening import Device, open_engine
+from service.engine.opening import Device, may_be_cuda, open_engine
 from service.engine.plain import Engine
 from service.engine.sessions import CPU, CUDA, borrow
 
@@ -35,6 +35,7 @@ __all__ = [
     "check_golden",
     "difference",
     "look",
+    "may_be_cuda",
     "onnx_fault",
     "open_engine",
 ]

@@ -54,6 +54,11 @@ def _on_device(artifact: Artifact, device: Device, plan: Plan) -> Engine:
         return _on_cpu(artifact, plan, str(error) if _expected_cuda() else None)
 
 
+def may_be_cuda(device: Device) -> bool:
+    """Whether engines that are wanted there may come to be on CUDA."""
+    return device == "cuda" or (device == "auto" and CUDA in ort.get_available_providers())
+
+
 def _expected_cuda() -> bool:
     """Whether a person would expect CUDA here: its runtime is installed, or a device is in sight."""
     return CUDA in ort.get_available_providers() or Path("/dev/nvidia0").exists()

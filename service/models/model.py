@@ -32,8 +32,8 @@ class Workshop:
 
     size is the most decoder rows in an engine call, seconds about how long one may take. Both bound what a batch holds
     in memory, which grows with the work, and how long a small request waits for a piece of a large one. patience and
-    inline are those of a Batcher. false_alarm is
-    that of the watch for drift; 0: none. state is where calibrations are kept that were made while serving.
+    inline are those of a Batcher. at_once is how many artifacts are opened at the same time at the start. false_alarm
+    is that of the watch for drift; 0: none. state is where calibrations are kept that were made while serving.
     """
 
     open_engine: Opener
@@ -43,6 +43,7 @@ class Workshop:
     room: int = 2_097_152
     patience: float = math.inf
     inline: float = 0.0
+    at_once: int = 1
     report: Callable[[Manifest, BatchReport], None] = lambda _manifest, _report: None
     opened: Callable[[Manifest, Engine], None] = lambda _manifest, _engine: None
     closed: Callable[[Model], None] = lambda _model: None

@@ -221,10 +221,16 @@ class Models:
             return ["no models were found where VAE_SERVE_MODELS points; export one there"]
         absent = [f"{name} is required and {self._absent(name)}" for name in wanted if name not in newest]
         keys = [(name, self._pinned.get(name, newest[name])) for name in wanted if name in newest]
-        return absent + [f"{n}/{v} {self._why((n, v))}" for n, v in keys if not self._answers(n, v)]
+        return absent + [f"{n}/{v} {self._why((n, v))}{self._hope((n, v))}" for n, v in keys if not self._answers(n, v)]
 
     def _absent(self, name: str) -> str:
         return "was unloaded" if any(other == name for other, _ in self._unloaded) else "was not found"
+
+    def _hope(self, key: Key) -> str:
+        """What may still take the place of a version that was refused."""
+        coming = self._found - self._served.keys() - self._refused.keys() - self._unloaded
+        waiting = key in self._refused and not self.pinned(key) and any(name == key[0] for name, _ in coming)
+        return "; an older one is still being loaded" if waiting else ""
 
     def _answers(self, name: str, newest: int) -> bool:
         """Whether a name's newest version is served, or an older one in place of a newest that was refused."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-import onnxruntime as ort
-
+from service.engine import may_be_cuda
 from service.lanes import cores
 from service.settings import Settings
 
@@ -21,7 +20,7 @@ def obstacle(settings: Settings) -> str | None:
         return "several workers share a port and a parent's memory as Linux does it, and this isn't Linux; set 1"
     if settings.device == "cuda":
         return "one process owns a CUDA device, and its memory can't be forked; set 1, or VAE_SERVE_DEVICE=cpu"
-    if settings.device == "auto" and "CUDAExecutionProvider" in ort.get_available_providers():
+    if may_be_cuda(settings.device):
         return "this onnxruntime may take a CUDA device, which one process owns; set 1, or VAE_SERVE_DEVICE=cpu"
     return None
 

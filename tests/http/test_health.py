@@ -54,6 +54,63 @@ def test_head_has_no_body_on_the_wire(address: str) -> None:
             assert client.get(path).status_code == 200
 
 
+async def test_as_many_are_opened_at_once_as_there_are_lanes(tiny: Path) -> None:
+    """Each of the two is held up until the other has begun, which no one else may have then."""
+    for version in (2, 3):
+        copied("tiny", tiny, version=version)
+    together, begun = threading.Barrier(2), []
+
+    def opener(found: Artifact) -> Engine:
+        begun.append(found.manifest.version)
+        if len(begun) <= 2:
+            together.wait(PATIENCE)
+            assert len(begun) == 2
+        return open_engine(found, "cpu")
+
+    async with open_house(configured(tiny, lanes=2), opener=opener) as house:
+        assert sorted(begun) == [1, 2, 3]
+        assert set(begun[:2]) == {1, 2}
+        assert (await house.answer("tiny/score", BODY))["version"] == 3
+
+
+async def test_one_lane_opens_one_after_another(tiny: Path) -> None:
+    """In the order of their names and versions."""
+    for version in (2, 3):
+        copied("tiny", tiny, version=version)
+    begun: list[int] = []
+    inside = threading.Lock()
+
+    def opener(found: Artifact) -> Engine:
+        assert inside.acquire(blocking=False)
+        try:
+            begun.append(found.manifest.version)
+            return open_engine(found, "cpu")
+        finally:
+            inside.release()
+
+    async with open_house(configured(tiny, lanes=1), opener=opener):
+        assert begun == [1, 2, 3]
+
+
+async def test_while_an_older_version_may_still_come_a_refused_one_is_not_all_that_is_said(tiny: Path) -> None:
+    """/readyz tells of both."""
+    _corrupt(copied("tiny", tiny, version=2))
+    gate = threading.Event()
+
+    def opener(found: Artifact) -> Engine:
+        assert gate.wait(PATIENCE)
+        return open_engine(found, "cpu")
+
+    async with open_house(configured(tiny), opener=opener, ready=False) as house:
+        await until(lambda: ("tiny", 2, "refused") in [state[:3] for state in house.app.state.models.states()])
+        reasons = (await house.client.get("/readyz")).json()["reasons"]
+        assert len(reasons) == 1
+        assert reasons[0].startswith("tiny/2 was refused: ")
+        assert reasons[0].endswith("; an older one is still being loaded")
+        gate.set()
+        assert (await until_loaded(house)).status_code == 200
+
+
 async def test_until_its_models_have_answered_the_service_is_not_ready(small: Path) -> None:
     """Loading, it lives, is not ready, and answers a request with a 503."""
     gate = threading.Event()
