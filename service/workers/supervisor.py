@@ -23,7 +23,7 @@ import numpy as np
 from service.errors import Problem
 from service.settings import Settings
 from service.workers.channel import Message
-from service.workers.heir import Refuse
+from service.workers.estate import Refuse
 from service.workers.member import BEAT, Member
 from service.workers.nursery import Nursery, Process
 from service.workers.stock import Stock
