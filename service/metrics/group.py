@@ -130,8 +130,12 @@ class _Files(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Read the files; OSError where that can't be done, since what is left out would look like nothing."""
-        files = [str(path) for path in self._folder.iterdir() if path.suffix == ".db"]
-        for metric in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call]
+        try:
+            files = [str(path) for path in self._folder.iterdir() if path.suffix == ".db"]
+            found = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        except FileNotFoundError:
+            return  # the group has ended, and its folder with it
+        for metric in found:
             if metric.name == CPU:
                 parent = _said(os.getppid()).get(f"{CPU}_total", 0.0)
                 metric.samples = [one._replace(value=one.value + parent) for one in metric.samples]

@@ -20,7 +20,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Counter, values
 
+from service.metrics.group import Group as Metered
+from service.metrics.group import counts
 from service.workers import count, obstacle, plan, share
 from tests.kit import COMMITTED, PATIENCE, answered, configured, copied, digits, program, refused, running, wait_until
 
@@ -329,6 +332,17 @@ def test_a_full_table_of_descriptors_ends_nothing(small: Path) -> None:
         assert found.metrics()["vae_serve_workers_replaced_total"] == 0
 
 
+def test_counts_end_with_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers whose supervisor was killed take it away, the first of them before the last has answered everybody."""
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    (tmp_path / "group").mkdir()
+    counted = counts(Metered(tmp_path / "group", 0, list))
+    Counter("counted", "", registry=CollectorRegistry())
+    assert [metric.name for metric in counted.collect()] == ["counted"]
+    shutil.rmtree(tmp_path / "group")
+    assert list(counted.collect()) == []
+
+
 # ---------------------------------------------------------------- deaths
 
 
@@ -514,6 +528,9 @@ def test_what_is_set_for_the_service_is_shared_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     assert obstacle(settings) is None
     assert "may take a CUDA device" in str(obstacle(configured(small, device="auto")))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", list)
+    assert "no temporary folder can be written" in str(obstacle(settings))
     monkeypatch.setattr("sys.platform", "darwin")
     assert "isn't Linux" in str(obstacle(settings))
 
