@@ -10,7 +10,7 @@ SERVICE  := $(if $(GPU),.venv-gpu,.venv)
 DEV      := .venv-dev
 PIP      := -m pip --quiet --disable-pip-version-check
 
-# What is imported is compiled once: the next start is quick, and the tests start some sixty services and trainers.
+# What is imported is compiled once: the next start is quick, and the tests start dozens of services and trainers.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help serve test check format fit export calibrate story bench-anomaly bench-serving container-test requirements clean
