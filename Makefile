@@ -10,13 +10,16 @@ SERVICE  := $(if $(GPU),.venv-gpu,.venv)
 DEV      := .venv-dev
 PIP      := -m pip --quiet --disable-pip-version-check
 
+# What is imported is compiled once: the next start is quick, and the tests start dozens of services and trainers.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help serve test check format fit export calibrate story bench-anomaly bench-serving container-test requirements clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  |/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 serve: $(SERVICE)/ready  ## serve exported_models/ over HTTP (GPU=1: on CUDA); settings are VAE_SERVE_* variables
-	@exec env -u PYTHONDONTWRITEBYTECODE $(SERVICE)/bin/python -m service  # compiled once, so that the next start is quick
+	@exec $(SERVICE)/bin/python -m service
 
 test: $(DEV)/ready  ## run all the tests; ARGS="-k batcher" picks some
 	$(DEV)/bin/python -m pytest $(ARGS)

@@ -37,7 +37,8 @@ import numpy as np
 import onnxruntime
 
 from service.lanes import cores
-from service.metrics import Group, Metrics, proportional
+from service.metrics import Metrics
+from service.metrics.group import Group, proportional
 
 MODELS = Path(__file__).parents[1] / "exported_models"
 CONCURRENCY = (1, 16, 64)
@@ -224,7 +225,6 @@ def counting() -> None:
             counter, histogram = books.rows.labels("score", "tiny"), books.seconds.labels("score")
             print(f"| {name} | {micros(counter.inc):.2f} | {micros(lambda: histogram.observe(0.001)):.2f} |")  # noqa: B023
             books.share()
-    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # or what is started after this would count there too
 
 
 def micros(work: Callable[[], None], times: int = 100_000) -> float:

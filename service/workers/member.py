@@ -87,7 +87,7 @@ class House:
 
 
 class Member:
-    """One process of the group, in that process. number is its seat, slot where it counts; see metrics.Group."""
+    """One process of the group, in that process. number is its seat, slot where it counts; see metrics.group."""
 
     def __init__(
         self,
@@ -281,7 +281,7 @@ class Member:
 
     def processes(self) -> Iterable[Metric]:
         """What is said of all processes together."""
-        from service.metrics import processes
+        from service.metrics.group import processes
 
         said = self._said
         yield from processes(said["pids"], self._supervisor, said["heirs"])

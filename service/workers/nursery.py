@@ -22,9 +22,11 @@ from pathlib import Path
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.debts import Debts
+from service.metrics.group import count_interrupted
 from service.models import find
 from service.workers import heir
 from service.workers.channel import Channel
+from service.workers.estate import Estate, Refuse
 from service.workers.member import Member
 from service.workers.stock import Stock
 
@@ -59,7 +61,7 @@ class Nursery:
     """Forks processes that do their work at a seat, and knows who lives. models is where the porter looks for names."""
 
     def __init__(
-        self, listeners: list[socket.socket], models: Path, work: Callable[[Member], int], refuse: heir.Refuse
+        self, listeners: list[socket.socket], models: Path, work: Callable[[Member], int], refuse: Refuse
     ) -> None:
         self.seats = len(listeners)
         self.living: dict[int, Process] = {}
@@ -84,6 +86,7 @@ class Nursery:
         signal.signal(signal.SIGCHLD, lambda *_: None)  # only to be woken
         try:
             with self._folder:
+                count_interrupted(Path(self._folder.name), 0)  # so that the series begins before the first of them
                 yield woken
         finally:
             signal.set_wakeup_fd(before)
@@ -144,11 +147,17 @@ class Nursery:
     def _engage(self, name: str, channel: Channel, listeners: list[socket.socket]) -> Debts | None:
         """In a worker: give it an heir, who answers its callers if it dies; what it owes them is noted from then on."""
         debts = Debts()
-        pid = heir.engage(name, debts, {listener.getsockname()[1] for listener in listeners}, self._refuse)
+        ports = {listener.getsockname()[1] for listener in listeners}
+        pid = heir.engage(name, Estate(debts, ports, self._refuse, self._count))
         if pid is None:
             return None
         channel.send("heir", pid=pid)
         return debts
+
+    def _count(self, told: int) -> None:
+        """Count requests that an heir answered."""
+        with contextlib.suppress(OSError):  # the group has ended and its folder with it, or the disk is full
+            count_interrupted(Path(self._folder.name), told)
 
     def ended(self) -> Generator[tuple[Process, int], None, None]:
         """Who has ended since, and how: a status, or a signal's number below 0."""

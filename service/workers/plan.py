@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 
 from service.engine import may_be_cuda
 from service.lanes import cores
@@ -22,6 +23,10 @@ def obstacle(settings: Settings) -> str | None:
         return "one process owns a CUDA device, and its memory can't be forked; set 1, or VAE_SERVE_DEVICE=cpu"
     if may_be_cuda(settings.device):
         return "this onnxruntime may take a CUDA device, which one process owns; set 1, or VAE_SERVE_DEVICE=cpu"
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # nor can the working folder be written
+        return "workers count together in files, and no temporary folder can be written; set 1, or TMPDIR to one"
     return None
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from service.errors import Problem
 from service.settings import Settings
 from service.workers.channel import Message
-from service.workers.heir import Refuse
+from service.workers.estate import Refuse
 from service.workers.member import BEAT, Member
 from service.workers.nursery import Nursery, Process
 from service.workers.stock import Stock
@@ -147,12 +147,11 @@ class Supervisor:
         """Open one more artifact of those that are to be opened; after the last, fork who is to serve them."""
         if self._opening is None:
             return
-        began, heard = time.monotonic(), list(self._living.values())
+        began, heard, stock = time.monotonic(), list(self._living.values()), None
         try:
             next(self._opening)
         except StopIteration as done:
-            self._opening = None
-            self._rise(done.value)
+            self._opening, stock = None, done.value
         except Problem as error:
             self._opening = None
             self._fail(str(error))
@@ -161,6 +160,8 @@ class Supervisor:
             log.exception("the models can't be looked at; what is served stays")
         for process in heard:  # nobody was listened to meanwhile
             process.heard += time.monotonic() - began
+        if stock:  # not where it was caught: all that those who are forked there ever log would begin with it
+            self._rise(stock)
 
     def _rise(self, stock: Stock) -> None:
         if self._served and (stock.served(), stock.tags) == (self._stock.served(), self._stock.tags):

@@ -247,6 +247,25 @@ async def test_statistics_of_a_name_are_of_all_its_versions(house: House) -> Non
     assert (await _statistics(house, "/v2/models/plain/versions/2"))["version"] == "2"
 
 
+async def test_statistics_are_read_once_and_beside_the_loop(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be in files of many processes: others are answered meanwhile."""
+    counter, gate = house.app.state.metrics.inferences, Gate()
+    collect = counter.collect
+
+    def collected() -> object:
+        gate.passes("statistics", ROWS)
+        return collect()
+
+    monkeypatch.setattr(counter, "collect", collected)
+    gate.shut()
+    asked = asyncio.create_task(got(house, f"{ROOT}/stats"))
+    await gate.held()
+    assert (await got(house, "/livez"))["status"] == "live"
+    gate.open()
+    assert (await asked)["model_stats"][0]["name"] == "tiny"
+    assert len(gate.calls) == 1
+
+
 # ---------------------------------------------------------------- how it is refused
 
 

@@ -207,6 +207,8 @@ def test_all_whose_requests_are_in_a_worker_that_is_killed_are_told(small: Path)
         assert list(json.loads(text)) == ["error"]
         assert {rest(caller) for caller in idle} == {b""}
         stack.close()
+        counted = 'vae_serve_requests_total{model="",operation="interrupted",status="503"}'
+        wait_until(lambda: found.metrics()[counted] == count + 1)
         wait_until(lambda: len(heirs(found)) == 2)
         assert found.ask().status_code == 200
         assert found.end() == 0

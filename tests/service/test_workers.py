@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Counter, values
 
+from service.metrics.group import Group as Metered
+from service.metrics.group import counts
 from service.workers import count, obstacle, plan, share
 from tests.kit import COMMITTED, PATIENCE, answered, configured, copied, digits, program, refused, running, wait_until
 
@@ -27,8 +32,7 @@ SCORE = "/v1/models/tiny/score"
 
 # The service, changed by what is put in place of CHANGE.
 CHANGED = """
-import os, signal, sys, threading, time
-from pathlib import Path
+import fcntl, os, resource, signal, sys, threading
 from service import __main__, app, engine
 from service.workers import member
 
@@ -43,8 +47,8 @@ def stuck(found, device, opened=app.open_engine):
     return Stuck(engine.device, engine.providers, engine.fallback, engine.sessions)
 
 def slow(found, device, opened=app.open_engine):
-    while not Path(os.environ["GATE"]).exists():
-        time.sleep(0.01)
+    with open(os.environ["GATE"]) as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
     return opened(found, device)
 
 def dies(*_):
@@ -292,6 +296,53 @@ def test_ids_that_workers_make_differ(pair: Group) -> None:
     assert len(set(made)) == len(made)
 
 
+def test_a_full_table_of_descriptors_ends_nothing(small: Path) -> None:
+    """Who is connected is served, in ways that nobody was before; what can't be read isn't taken for nothing."""
+    tensor = {"name": "inputs", "shape": [4, 8, 8], "datatype": "UINT8", "data": BODY["inputs"]}
+
+    def ask(caller: socket.socket, path: str, body: object = None) -> str:
+        content = json.dumps(body).encode() if body else b""
+        head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+        caller.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
+        return caller.recv(65536)[:12].decode()
+
+    def taken(pid: int) -> int:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    with group(small, changed("resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))")) as found, ExitStack() as stack:
+        found.until_said("has left")
+        where = httpx.URL(found.address)
+        callers: list[socket.socket] = []
+        while any(taken(pid) < 80 for pid in found.pids().values()):
+            caller = stack.enter_context(socket.create_connection((where.host, where.port or 0), PATIENCE))
+            with suppress(ConnectionError):  # there was no room for it
+                if ask(caller, "/livez"):
+                    callers.append(caller)
+        for caller in callers[:16]:
+            assert ask(caller, SCORE, BODY) == "HTTP/1.1 200"
+            assert ask(caller, "/v2/models/tiny/infer", {"inputs": [tensor]}) == "HTTP/1.1 200"
+            assert ask(caller, "/metrics") == "HTTP/1.1 500"
+        failed = [line["exception"] for line in found.said("reference ")]
+        assert failed
+        assert all("Too many open files" in said and "StopIteration" not in said for said in failed)
+        stack.close()
+        scored = 'vae_serve_requests_total{model="tiny",operation="score",status="200"}'
+        wait_until(lambda: all(taken(pid) < 64 for pid in found.pids().values()))
+        wait_until(lambda: found.metrics()[scored] == 2 * 16)
+        assert found.metrics()["vae_serve_workers_replaced_total"] == 0
+
+
+def test_counts_end_with_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers whose supervisor was killed take it away, the first of them before the last has answered everybody."""
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    (tmp_path / "group").mkdir()
+    counted = counts(Metered(tmp_path / "group", 0, list))
+    Counter("counted", "", registry=CollectorRegistry())
+    assert [metric.name for metric in counted.collect()] == ["counted"]
+    shutil.rmtree(tmp_path / "group")
+    assert list(counted.collect()) == []
+
+
 # ---------------------------------------------------------------- deaths
 
 
@@ -379,8 +430,9 @@ def test_a_worker_that_only_rises_ends_with_its_supervisor_too(small: Path) -> N
 
 def test_before_anything_is_opened_the_service_answers(small: Path, tmp_path: Path) -> None:
     """Alive, not ready and why, 503 with Retry-After; then it is ready, without a connection refused or cut."""
-    gate = tmp_path / "gate"
-    os.environ["GATE"] = str(gate)
+    gate = (tmp_path / "gate").open("w")
+    fcntl.flock(gate, fcntl.LOCK_EX)
+    os.environ["GATE"] = gate.name
 
     def look(port: str) -> list[httpx.Response]:
         address = f"http://127.0.0.1:{port}"
@@ -392,7 +444,7 @@ def test_before_anything_is_opened_the_service_answers(small: Path, tmp_path: Pa
             assert "tiny/1 is still being loaded" in ready.text
             assert refused(once(address, SCORE, BODY), 503)["detail"] == "tiny/1 is still being loaded"
         finally:
-            gate.touch()
+            gate.close()
         with client(address) as caller:
             while not answers or answers[-1].status_code == 503:
                 answers.append(caller.post(SCORE, json=BODY))
@@ -414,8 +466,6 @@ def test_before_anything_is_opened_the_service_answers(small: Path, tmp_path: Pa
 
 
 def _free_port() -> str:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
@@ -478,6 +528,9 @@ def test_what_is_set_for_the_service_is_shared_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     assert obstacle(settings) is None
     assert "may take a CUDA device" in str(obstacle(configured(small, device="auto")))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", list)
+    assert "no temporary folder can be written" in str(obstacle(settings))
     monkeypatch.setattr("sys.platform", "darwin")
     assert "isn't Linux" in str(obstacle(settings))
 
@@ -550,17 +603,16 @@ def test_nobody_is_judged_by_a_silence_that_is_the_supervisors_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it opens an artifact it listens to nobody, however long that takes."""
-    models, gate = tmp_path / "models", tmp_path / "gate"
+    models, gate = tmp_path / "models", (tmp_path / "gate").open("w")
     shutil.copytree(COMMITTED / "tiny", models / "tiny")
-    gate.touch()
-    monkeypatch.setenv("GATE", str(gate))
-    with group(models, changed("app.open_engine = slow"), stall_ms="1000") as found:
-        gate.unlink()
+    monkeypatch.setenv("GATE", gate.name)
+    with group(models, changed("app.open_engine = slow"), stall_ms="1000") as found, gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
         put(models, tmp_path, 2)
         found.process.send_signal(signal.SIGHUP)
         found.until_said("SIGHUP")
         assert not threading.Event().wait(1.5)  # longer than a worker may be silent
-        gate.touch()
+        gate.close()
         wait_until(lambda: found.get("/v1/models")[0]["versions"] == [1, 2])
         assert not found.said("no sign of life")
         wait_until(lambda: found.metrics()["vae_serve_workers"] == 2)

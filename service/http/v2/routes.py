@@ -120,14 +120,14 @@ def _add_models(routes: APIRouter, window: Window) -> None:
     async def statistics(request: Request) -> Response:
         """What was counted of every model that is served."""
         _note(request, "statistics")
-        return _json(window.tally.statistics(shelf.all()))
+        return _json(await window.tally.statistics(shelf.all()))
 
     @_both(routes, "/stats", pages.Statistics)
     async def statistics_of(request: Request) -> Response:
         """What was counted of one model: of the version that is named, else of each that is served."""
         found, name = find(request), request.path_params["model"]
         versions = [found.version] if "version" in request.path_params else shelf.versions(found)
-        return _json(window.tally.statistics([shelf.find(name, version) for version in versions]))
+        return _json(await window.tally.statistics([shelf.find(name, version) for version in versions]))
 
     @_both(routes, "/config", pages.Config)
     async def config(request: Request) -> Response:

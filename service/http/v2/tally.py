@@ -70,13 +70,17 @@ class Tally:
         counters.counts["fail"].inc()
         counters.seconds["fail"].inc(time.perf_counter() - visit.arrived)
 
-    def statistics(self, models: Iterable[Served]) -> dict[str, Any]:
+    async def statistics(self, models: Iterable[Served]) -> dict[str, Any]:
         """The answer to a request for statistics."""
-        counted = self.metrics.read("model", "version", "operation", "outcome", name="vae_serve_inferences_total")
-        seconds = self.metrics.read("model", "version", "operation", "stage", name="vae_serve_inference_seconds_total")
-        rows = self.metrics.read("model", "version", "operation", name="vae_serve_inference_rows_total")
-        last = self.metrics.read("model", "version", "operation", name="vae_serve_inference_last_timestamp_seconds")
-        calls = self.metrics.read("model", "version", "graph", name="vae_serve_engine_calls_total")
+        of = ("model", "version", "operation")
+        found = await self.metrics.read(
+            vae_serve_inferences_total=(*of, "outcome"),
+            vae_serve_inference_seconds_total=(*of, "stage"),
+            vae_serve_inference_rows_total=of,
+            vae_serve_inference_last_timestamp_seconds=of,
+            vae_serve_engine_calls_total=("model", "version", "graph"),
+        )
+        counted, seconds, rows, last, calls = found.values()
         return {
             "model_stats": [
                 {

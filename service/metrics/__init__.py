@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,13 +22,12 @@ from prometheus_client import (
     generate_latest,
     values,
 )
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.metrics_core import Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 
-CPU = "process_cpu_seconds"
+from service.metrics.group import CPU, REQUESTS, Group, Kept, counts, merged
+
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 OBSERVED = 1024  # observations of one kind that are kept until somebody looks, at most
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -45,61 +42,6 @@ class Batches:
     seconds: Histogram
     waiting: Gauge
     calls: Counter
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """How the processes that serve one port count together.
-
-    folder is where their files are, and slot the number of this one's: no two that live have the same, and whoever gets
-    one after another goes on counting where it ended. processes gives what is said of them together.
-    """
-
-    folder: Path
-    slot: int
-    processes: Callable[[], Iterable[Metric]]
-
-
-class _Kept:
-    """A number that is written into the group's files when that is asked for, and not each time it changes.
-
-    One in a file takes five times as long to change as one in memory. All of ours are changed by the event loop.
-    """
-
-    _multiprocess = True
-    stored: ClassVar[Any]
-    changed: ClassVar[set[_Kept]] = set()
-
-    def __init__(self, *known: Any, **more: Any) -> None:
-        self._stored = self.stored(*known, **more)
-        self._value: float = self._stored.get()
-
-    def inc(self, amount: float) -> None:
-        """Add."""
-        self._value += amount
-        self.changed.add(self)
-
-    def set(self, value: float, timestamp: float | None = None) -> None:  # noqa: ARG002  ours have none
-        """Replace."""
-        self._value = value
-        self.changed.add(self)
-
-    def get(self) -> float:
-        """What it is."""
-        return self._value
-
-    def set_exemplar(self, exemplar: object) -> None:
-        """Nobody reads one here."""
-
-    def get_exemplar(self) -> None:
-        """There is none."""
-
-    @classmethod
-    def write(cls) -> None:
-        """Write what has changed."""
-        changed, cls.changed = cls.changed, set()
-        for number in changed:
-            number._stored.set(number._value)
 
 
 class Now(Gauge):
@@ -131,7 +73,8 @@ class Metrics:
         self._batches: dict[tuple[str, str, str], Batches] = {}
         self.reading = asyncio.Lock()  # held by who shows what is so now, until that is written
         self._reader = ThreadPoolExecutor(1, "metrics")
-        self._merged = _merged(group) if group else None
+        self._counts = counts(group) if group else None
+        self._merged = merged(self._counts, group) if self._counts and group else None
         now = self._merged or registry
         self._cpu: Counter | None = None
         self._used = 0.0
@@ -140,9 +83,7 @@ class Metrics:
         else:
             ProcessCollector(registry=registry)
         PlatformCollector(registry=now)
-        self.requests = Counter(
-            "vae_serve_requests", "Requests answered", ["operation", "model", "status"], registry=registry
-        )
+        self.requests = Counter(*REQUESTS, registry=registry)
         self.seconds = Histogram(
             "vae_serve_request_seconds",
             "From a request's headers to the end of its answer",
@@ -225,7 +166,7 @@ class Metrics:
             used = sum(os.times()[:2])
             self._cpu.inc(used - self._used)
             self._used = used
-            _Kept.write()
+            Kept.write()
 
     def batches(self, model: str, version: str, graph: str) -> Batches:
         """The instruments of a graph's calls, found once: they are used at every call."""
@@ -262,15 +203,16 @@ class Metrics:
             multiprocess_mode="max",
         )
 
-    def read(self, *labels: str, name: str) -> dict[tuple[str, ...], float]:
-        """The values of one series by those labels, in their order; what is read is what /metrics would say."""
+    async def read(self, **wanted: Sequence[str]) -> dict[str, dict[tuple[str, ...], float]]:
+        """The values of some series, each by the labels that are said, in their order; /metrics would say the same."""
         self.share()
-        return {
-            tuple(sample.labels[label] for label in labels): sample.value
-            for metric in (self._merged or self.registry).collect()
-            for sample in metric.samples
-            if sample.name == name
-        }
+        counts = self._counts or self.registry.restricted_registry(wanted)
+        found: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in wanted}
+        for metric in await self._aside(lambda: list(counts.collect())):
+            for sample in metric.samples:
+                if labels := wanted.get(sample.name):
+                    found[sample.name][tuple(sample.labels[label] for label in labels)] = sample.value
+        return found
 
     def forget(self, gauge: Gauge, *labels: str) -> None:
         """Let a series go; in a group none has to, since what a worker serves stays as it is."""
@@ -309,12 +251,14 @@ class Metrics:
         """All of it, as Prometheus reads it: thousands of lines, of which the loop writes a metric's at a time."""
         self.share()
         registry, parts = self._merged or self.registry, []
-        loop = asyncio.get_running_loop()
-        # On a thread of its own: it reads others' files and /proc, and whoever watches isn't to wait for other work.
-        for metric in await loop.run_in_executor(self._reader, lambda: list(registry.collect())):
+        for metric in await self._aside(lambda: list(registry.collect())):
             parts.append(generate_latest(_One(metric)))
             await asyncio.sleep(0)
         return b"".join(parts)
+
+    async def _aside(self, collect: Callable[[], list[Metric]]) -> list[Metric]:
+        """On a thread of its own: it reads files of others and /proc, and who watches isn't to wait for other work."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, collect)
 
 
 def observe_all(histogram: Histogram, amounts: Sequence[float]) -> None:
@@ -328,32 +272,6 @@ def observe_all(histogram: Histogram, amounts: Sequence[float]) -> None:
     histogram._sum.inc(sum(amounts))
 
 
-def _merged(group: Group) -> CollectorRegistry:
-    """Have this process count in the group's files from now on; a registry that adds them up."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(group.folder)
-    _Kept.stored = values.MultiProcessValue(lambda: group.slot)  # type: ignore[no-untyped-call]
-    values.ValueClass = _Kept
-    merged = CollectorRegistry()
-    merged.register(_Files(str(group.folder)))
-    merged.register(_Processes(group.processes))
-    return merged
-
-
-class _Files(Collector):
-    """What the processes have counted, added up, with the CPU time of their parent."""
-
-    def __init__(self, folder: str) -> None:
-        self._files = MultiProcessCollector(None, path=folder)  # type: ignore[no-untyped-call]
-
-    def collect(self) -> Iterable[Metric]:
-        """Read the files."""
-        for metric in self._files.collect():  # type: ignore[no-untyped-call]
-            if metric.name == CPU:
-                parent = _said(os.getppid()).get(f"{CPU}_total", 0.0)
-                metric.samples = [one._replace(value=one.value + parent) for one in metric.samples]
-            yield metric
-
-
 class _One(CollectorRegistry):
     """A registry of one metric, as it is."""
 
@@ -364,51 +282,3 @@ class _One(CollectorRegistry):
     def collect(self) -> Iterator[Metric]:
         """It."""
         yield self._metric
-
-
-class _Processes(Collector):
-    """What is said of the group's processes together."""
-
-    def __init__(self, ask: Callable[[], Iterable[Metric]]) -> None:
-        self._ask = ask
-
-    def collect(self) -> Iterable[Metric]:
-        """Ask."""
-        return self._ask()
-
-
-def processes(pids: Iterable[int], parent: int, heirs: Iterable[int]) -> Iterable[Metric]:
-    """What ProcessCollector says of one process, of a parent and its children together.
-
-    Memory that they share is counted once: resident is the sum of their proportional shares, and those of heirs, who
-    are nothing but a share of somebody else's memory and descriptors.
-    """
-    alive = [found for pid in (parent, *pids) if (found := _said(pid))]
-    sums = {
-        "process_virtual_memory_bytes": "Virtual memory size in bytes.",
-        "process_open_fds": "Number of open file descriptors.",
-    }
-    for name, said in sums.items():
-        yield GaugeMetricFamily(name, said, value=sum(found.get(name, 0.0) for found in alive))
-    resident = sum(proportional(pid) for pid in (parent, *pids, *heirs))
-    yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size in bytes.", value=resident)
-    for name, said in {
-        "process_start_time_seconds": "Start time of the process since unix epoch in seconds.",
-        "process_max_fds": "Maximum number of open file descriptors.",
-    }.items():
-        yield GaugeMetricFamily(name, said, value=min((found[name] for found in alive if name in found), default=0.0))
-
-
-def _said(pid: int) -> dict[str, float]:
-    """What ProcessCollector says of a process; nothing where it is gone."""
-    collector = ProcessCollector(pid=lambda: pid, registry=None)
-    return {sample.name: sample.value for metric in collector.collect() for sample in metric.samples}
-
-
-def proportional(pid: int) -> float:
-    """Bytes of memory that are a process's: its own, and its share of those that it shares; 0 where it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(float(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
