@@ -24,6 +24,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service.scoring import COARSE, unless_coarse
+
 Doubles = NDArray[np.float64]
 Strange = Literal["low", "high"]
 Parameters = Mapping[str, Doubles]
@@ -88,6 +90,8 @@ def picked(found: Statistics, places: NDArray[np.int64]) -> Statistics:
 def iwae_gap(log_weight: Doubles, weights: Doubles) -> Doubles:
     """How much higher the bound is that averages weights, not their logs: (rows, draws), (draws,) → (rows,), ≥ 0.
 
+    NaN where log weights are so far from 0 that doubles of them can't differ by as little as they do.
+
     >>> iwae_gap(np.log([[1.0, 3.0]]), np.array([0.5, 0.5])).round(3)
     array([0.144])
     """
@@ -97,7 +101,8 @@ def iwae_gap(log_weight: Doubles, weights: Doubles) -> Doubles:
     with np.errstate(invalid="ignore", over="ignore"):
         highest = draws.max(-1, keepdims=True)
         below = draws - highest
-        return np.asarray(np.log((weights * np.exp(below)).sum(-1)) - (weights * below).sum(-1), np.float64)
+        gap = np.asarray(np.log((weights * np.exp(below)).sum(-1)) - (weights * below).sum(-1), np.float64)
+    return unless_coarse(gap, highest[:, 0])
 
 
 def norm(vectors: Doubles) -> Doubles:
@@ -118,7 +123,8 @@ def fit(typical: Statistics) -> dict[str, dict[str, Doubles]]:
 def values(found: Statistics, fitted: Mapping[str, Parameters]) -> dict[str, Doubles]:
     """Every score that can be had of some rows, in the order of KINDS.
 
-    A row of no likelihood at all (elbo −inf) is as strange as can be by each score that has no number for it.
+    A row of no likelihood at all (elbo −inf), or of so little that doubles can't tell its draws apart, is as strange as
+    can be by each score that has no number for it.
     """
     scores = {name: getattr(found, name) for name in ("elbo", "log_likelihood", "kl", "iwae_gap")}
     with np.errstate(over="ignore", invalid="ignore"):
@@ -126,7 +132,7 @@ def values(found: Statistics, fitted: Mapping[str, Parameters]) -> dict[str, Dou
             scores["typicality"] = np.abs(found.elbo - fitted["typicality"]["centre"])
         if "density_of_states" in fitted and found.states is not None:
             scores["density_of_states"] = _log_density(found.states, fitted["density_of_states"])
-    lost = found.elbo == -np.inf
+    lost = found.elbo <= -COARSE
     if lost.any():
         ends = {"low": -np.inf, "high": np.inf}
         scores = {n: np.where(lost & np.isnan(s), ends[KINDS[n].strange], s) for n, s in scores.items()}

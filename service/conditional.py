@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.evidence import tails
-from service.evidence.estimate import COARSE, log_mean
+from service.evidence.estimate import log_mean
+from service.scoring import COARSE
 
 Doubles = NDArray[np.float64]
 

@@ -22,6 +22,7 @@ from service.noise import Bank
 Doubles = NDArray[np.float64]
 
 LOG2 = float(np.log(2.0))
+COARSE = 1e9  # nats, from which on doubles are too far apart for draws to be told from one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,31 @@ def group_means(values: Doubles, bank: Bank) -> Doubles:
 
 
 def standard_error(means: Doubles) -> Doubles:
-    """The standard error of the mean of independent, equally distributed columns; NaN for a single one."""
+    """The standard error of the mean of independent, equally distributed columns; NaN for a single one.
+
+    NaN, too, where columns are equal only because doubles so large can't differ by less.
+    """
     count = means.shape[-1]
     if count < 2:
         return np.full(len(means), np.nan)
     with np.errstate(over="ignore", invalid="ignore"):  # a row scored −inf has no error that could be given
-        away = means - means.sum(-1, keepdims=True) / count
-        return np.asarray(np.sqrt((away * away).sum(-1) / (count * (count - 1))), np.float64)
+        mean = means.sum(-1, keepdims=True) / count
+        away = means - mean
+        error = np.asarray(np.sqrt((away * away).sum(-1) / (count * (count - 1))), np.float64)
+        return unless_coarse(error, mean[:, 0])
+
+
+def unless_coarse(spread: Doubles, of: Doubles) -> Doubles:
+    """A spread of numbers about as large as `of`; NaN where it is below what doubles of that size can show; (rows,).
+
+    >>> unless_coarse(np.array([0.0, 0.0, 1e60]), np.array([-5.0, -1e60, -1e60]))
+    array([0.e+00,    nan, 1.e+60])
+    """
+    far = np.abs(of) >= COARSE
+    if not far.any():
+        return spread
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(far & (spread <= np.spacing(np.abs(of))), np.nan, spread), np.float64)
 
 
 def bits_per_dim(elbo: Doubles, dimensions: int | NDArray[np.int64]) -> Doubles:

@@ -27,7 +27,6 @@ from training.own.given import KIND
 from training.own.rows import Sample
 
 Rows = NDArray[np.generic]
-AT_ONCE = 250  # rows
 
 Scored = Callable[[int, int], None]
 
@@ -94,8 +93,5 @@ async def refer(
 
 async def measure(model: Model, rows: Rows, bank: noise.Bank) -> Statistics:
     """What the rows' scores are made of, as the service has it."""
-    parts = []
-    for start in range(0, len(rows), AT_ONCE):
-        part = operations.admit(rows[start : start + AT_ONCE], model.manifest)
-        parts.append((await operations.measure(model, part, bank, norms=True, errand=operations.Errand()))[1])
-    return anomaly.joined(parts)
+    held = operations.admit(rows, model.manifest)
+    return anomaly.joined([one async for _, one in operations.measured(model, held, bank, errand=operations.Errand())])

@@ -59,13 +59,19 @@ class Artifact:
         return verify(path, self.manifest.files[path.name])
 
 
+def _inside(folder: Path) -> str:
+    """Where a folder has manifests one step further in, as a model's has for each version; for the end of a reason."""
+    versions = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    return f"; there is one in {', '.join(f'{folder.name}/{version}' for version in versions)}" if versions else ""
+
+
 def read(folder: Path) -> Artifact:
     """Read an artifact and hold it to its manifest; ArtifactRefused says what is wrong with it."""
     try:
         content = (folder / MANIFEST).read_bytes()
         manifest = Manifest.model_validate_json(content)
     except OSError as error:
-        raise ArtifactRefused(f"{MANIFEST} can't be read: {error.strerror}") from error
+        raise ArtifactRefused(f"{MANIFEST} can't be read: {error.strerror}{_inside(folder)}") from error
     except ValidationError as error:
         raise ArtifactRefused(f"{MANIFEST}: {_first(error)}") from error
     for name, file in manifest.files.items():

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.evidence import tails
+from service.scoring import COARSE
 
 Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-
-COARSE = 1e9  # nats, from which on doubles of log p(x, z) are too far apart for weights to be told from one another
 
 
 @dataclass(frozen=True, slots=True)

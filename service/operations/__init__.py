@@ -5,7 +5,7 @@ with each operation: it carries the deadline in and the clock readings out.
 """
 
 from service.batcher import Answer, Batcher, Ticket
-from service.operations.calibrations import Keeping, calibrate, facts, refer
+from service.operations.calibrations import Keeping, calibrate, facts, measured, refer
 from service.operations.draws import Normal, encoded, posterior, prior
 from service.operations.errand import Errand
 from service.operations.evidence import Evidence, evidence_of
@@ -28,7 +28,6 @@ from service.operations.scores import (
     Score,
     Standing,
     calibrated,
-    measure,
     post_score,
     score,
     standing,
@@ -62,7 +61,7 @@ __all__ = [
     "evidence_of",
     "facts",
     "impute",
-    "measure",
+    "measured",
     "post_score",
     "posterior",
     "prior",

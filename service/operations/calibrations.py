@@ -7,7 +7,7 @@ very number that is returned.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +44,15 @@ class Keeping:
     told: Callable[[Model], Awaitable[None]] = _nobody
 
 
+async def measured(
+    model: Model, rows: Array, bank: noise.Bank, *, errand: Errand
+) -> AsyncIterator[tuple[Array, anomaly.Statistics]]:
+    """Admitted rows, some at a time, with what their scores are made of."""
+    for start in range(0, len(rows), AT_ONCE):
+        part = rows[start : start + AT_ONCE]
+        yield part, (await measure(model, part, bank, norms=True, errand=errand))[1]
+
+
 async def refer(
     model: Model,
     rows: Array,
@@ -59,14 +68,15 @@ async def refer(
     scored, if given, is told how many of how many rows are done.
     """
     statistics, features, latents = [], [], []
-    for start in range(0, len(rows), AT_ONCE):
-        part = rows[start : start + AT_ONCE]
-        statistics.append((await measure(model, part, bank, norms=True, errand=errand))[1])
+    done = 0
+    async for part, found in measured(model, rows, bank, errand=errand):
+        statistics.append(found)
         feature, latent = await terms(model, part, bank, errand)
         features.append(feature)
         latents += [] if latent is None else [latent]
+        done += len(part)
         if scored:
-            scored(start + len(part), len(rows))
+            scored(done, len(rows))
     values = anomaly.values(anomaly.joined(statistics), fitted)
     _refuse_numberless(values)
 

@@ -66,6 +66,19 @@ def test_the_iwae_gap_is_jensen_s() -> None:
     np.testing.assert_allclose(anomaly.iwae_gap(np.full((1, 16), -7e5), weights), 0, atol=1e-12)
 
 
+def test_a_gap_below_what_doubles_can_show_makes_no_row_typical() -> None:
+    """At −1e66 nats all draws weigh the same to a double: no gap is given, and the row is as strange as can be."""
+    far = np.array([[-1e66] * 16, [-1e66] * 8 + [-2e66] * 8, [-40.0] * 16])
+    gap = anomaly.iwae_gap(far, np.full(16, 1 / 16))
+    assert np.isnan(gap[0])
+    assert gap[1] > 1e65
+    assert gap[2] == 0
+    reference = calibration.fit(np.arange(1.0, 20.0), "high")
+    elbo = far.mean(-1)
+    values = anomaly.values(Statistics(elbo, elbo, np.zeros(3), gap), {})
+    assert calibration.p_values(reference, values["iwae_gap"]).tolist() == [0.05, 0.05, 1.0]
+
+
 def test_a_row_s_scores_do_not_depend_on_its_neighbours() -> None:
     """To the last bit, for any rows beside it and any number of them."""
     generator = np.random.default_rng(2)

@@ -138,3 +138,11 @@ def test_a_rows_bound_does_not_depend_on_its_place(draws: int) -> None:
         alone = scoring.bound(values[index : index + 1].copy(), kl[index : index + 1], bank)
         assert alone.elbo[0] == together.elbo[index]
         assert np.array_equal(alone.error[0], together.error[index], equal_nan=True)
+
+
+def test_an_error_below_what_doubles_can_show_is_not_given() -> None:
+    """Group means that are equal since doubles near −1e66 can't differ by less say nothing of their error."""
+    means = np.array([[-1e66] * 4, [-1e66, -2e66, -1e66, -2e66], [0.0] * 4, [-np.inf] * 4, [-1.0, -2.0, -1.0, -2.0]])
+    error = scoring.standard_error(means)
+    assert np.isnan(error[[0, 3]]).all()
+    np.testing.assert_allclose(error[[1, 2, 4]], [np.sqrt(1 / 12) * 1e66, 0.0, np.sqrt(1 / 12)])

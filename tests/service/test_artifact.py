@@ -155,6 +155,12 @@ def test_a_manifest_that_is_no_manifest_is_refused(folder: Path, content: bytes)
         artifact.read(folder)
 
 
+def test_a_model_s_folder_is_refused_with_where_its_versions_are(folder: Path) -> None:
+    """Whoever names the model's folder and no version is told what lies in it."""
+    with pytest.raises(ArtifactRefused, match=rf"No such file or directory; there is one in {folder.parent.name}/1$"):
+        artifact.read(folder.parent)
+
+
 def test_pickles_are_never_opened(folder: Path) -> None:
     """An npz that holds objects is refused, even where its digest is right."""
     np.savez(folder / "golden.npz", evil=np.array([print], dtype=object))
