@@ -96,9 +96,9 @@ def export(
     pair = assembled(encoder, decoder, family, rows, units, said or "log_variance", decoder_gives)
     pair.prior = priors.made(prior, pair)
     tell("the posterior on held-out rows and on strangers")
+    measures.posterior(pair, rows)
     if said is None:
         measures.looks_like_a_log(pair, rows)
-    measures.posterior(pair, rows)
     origin = stated.check(
         name=name,
         description=description,
