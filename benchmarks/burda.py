@@ -1,7 +1,7 @@
 """Held-out −log p of black-and-white digits by a VAE and an IWAE, beside what Burda et al. published.
 
-    python -m training fit configs/binarised-vae.yaml && python -m training export runs/binarised-vae --models MODELS
-    python -m training fit configs/binarised-iwae.yaml && python -m training export runs/binarised-iwae --models MODELS
+    python -m training fit configs/binarised-vae.yaml && python -m training export runs/binarised-vae --to MODELS
+    python -m training fit configs/binarised-iwae.yaml && python -m training export runs/binarised-iwae --to MODELS
     python -m benchmarks.burda MODELS [--rows 500] [--draws 5000]
 
 Importance Weighted Autoencoders (2016), table 1: one stochastic layer, 784-200-200-50, −log p by the average of 5,000

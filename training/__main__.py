@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -183,13 +183,11 @@ def import_onnx(
 def calibrate(folder: ArtifactFolder, rows: OwnRows = None) -> None:
     """Score held-out rows with the service's own engine, so that its scores come with p-values."""
     from training import calibrate as calibrating
-    from training.own.rows import sample
 
     with plainly():
         with console.status("opening") as status:
-            given = None if rows is None else sample(rows)
             tell = lambda done, of: status.update(f"scored {done} of {of} rows")  # noqa: E731
-            made = calibrating.calibrate(folder, tell, given)
+            made = calibrating.calibrate(folder, tell, given(rows))
         console.print(
             f"Scored   {made.n} held-out rows at {made.draws} draws; the smallest p-value is {made.smallest_p:.2g}"
         )
@@ -202,18 +200,24 @@ def card(folder: ArtifactFolder, rows: OwnRows = None) -> None:
     from service import artifact
     from training import calibrate as calibrating
     from training import card as carding
-    from training.own.rows import sample
 
     with plainly():
         manifest, held_out = artifact.read(folder).manifest, None
         try:
-            dataset = calibrating.of(manifest, None if rows is None else sample(rows))
+            dataset = calibrating.of(manifest, given(rows))
             held_out = calibrating.held_out_rows(manifest, "test", dataset)
         except Unusable as error:
             if rows is not None:
                 raise
             console.print(f"Without held-out rows, so with golden ones: {error}")
         console.print(f"Wrote    {carding.write(folder, held_out)}")
+
+
+def given(rows: Path | None) -> Any:
+    """The sample that an own model was exported with, if a file of it is named."""
+    from training.own.rows import sample
+
+    return None if rows is None else sample(rows)
 
 
 def listed(names: str) -> tuple[str, ...]:

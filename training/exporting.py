@@ -153,7 +153,10 @@ def destination(models: Path, version: int | None, replace: bool) -> Path:
         version = max(taken, default=0) + 1
     folder = models / str(version)
     if folder.exists() and not replace:
-        raise Unusable(f"{folder} exists; versions are not overwritten without --replace")
+        raise Unusable(
+            f"{folder} exists; versions are not overwritten without --replace (replace=True), and where "
+            "no version is said the next free one is taken"
+        )
     return folder
 
 

@@ -20,7 +20,8 @@ GUARDED = {
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1f2933}"
     "img{max-width:100%}table{border-collapse:collapse}td,th{border-top:1px solid #dde2e8;padding:.25rem .75rem;"
-    "text-align:left;vertical-align:top}pre{background:#f4f6f8;padding:.75rem;overflow:auto}code{font-size:.9em}"
+    "text-align:left;vertical-align:top}td:first-child{white-space:nowrap}pre{background:#f4f6f8;padding:.75rem;"
+    "overflow:auto}code{font-size:.9em}"
 )
 RULE = re.compile(r"[|\s:-]*-[|\s:-]*")  # between a table's head and its lines
 IMAGE = re.compile(r"!\[([^\]\n]*)\]\(([a-z0-9.-]+)\)")
@@ -62,15 +63,23 @@ def _block(block: str, pictures: Collection[str]) -> str:
         return f'<p><img src="card/{html.escape(found[2])}" alt="{html.escape(found[1])}"></p>'
     lines = block.split("\n")
     if all(line.startswith("|") for line in lines):
-        return f"<table>{''.join(_row(line) for line in lines if not RULE.fullmatch(line))}</table>"
+        return f"<table>{_head(lines)}{''.join(_row(line) for line in lines if not RULE.fullmatch(line))}</table>"
     if all(line.startswith("- ") for line in lines):
         return f"<ul>{''.join(f'<li>{_line(line[2:])}</li>' for line in lines)}</ul>"
     return f"<p>{_line(' '.join(lines))}</p>"
 
 
-def _row(line: str) -> str:
+def _head(lines: list[str]) -> str:
+    """A table's head, taken from its lines; nothing where it says nothing, which Markdown can't leave out."""
+    if len(lines) < 2 or not RULE.fullmatch(lines[1]):
+        return ""
+    head = lines.pop(0)
+    return _row(head, "th") if head.strip("| ") else ""
+
+
+def _row(line: str, kind: str = "td") -> str:
     cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
-    return f"<tr>{''.join(f'<td>{_line(cell.strip())}</td>' for cell in cells)}</tr>"
+    return f"<tr>{''.join(f'<{kind}>{_line(cell.strip())}</{kind}>' for cell in cells)}</tr>"
 
 
 def _line(text: str) -> str:

@@ -155,6 +155,15 @@ def terms(own: Own, x: Array, draws: int = DRAWS) -> tuple[dict[str, Array], Ten
     return {name: value.numpy() for name, value in zip(ELBO, outputs, strict=False)}, noise.float()
 
 
+def asked(
+    row: str, models: dict[str, Any], exported: dict[str, Own]
+) -> tuple[Any, dict[str, Array], Tensor, Tensor, Any]:
+    """A model of pythae; what its artifact says of seven rows, by which noise; the rows, and the model's q of them."""
+    model, x = models[row], SAMPLES[row][:7]
+    rows = torch.from_numpy(x).float()
+    return model, *terms(exported[row], x), rows, model.encoder(rows)
+
+
 def latents(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     """z, (draws, rows, d)."""
     return mean + torch.exp(0.5 * log_variance) * noise.unsqueeze(1)
@@ -166,10 +175,7 @@ def test_the_score_is_pythaes_own_loss_without_its_beta(
     row: str, models: dict[str, Any], exported: dict[str, Own]
 ) -> None:
     """Bernoulli: minus its two terms. Squared error: half of it over the scale's square, with the constant it lacks."""
-    model, x = models[row], SAMPLES[row][:7]
-    found, noise = terms(exported[row], x)
-    rows = torch.from_numpy(x).float()
-    q = model.encoder(rows)
+    model, found, noise, rows, q = asked(row, models, exported)
     z = latents(q.embedding, q.log_covariance, noise)
     losses = [
         model.loss_function(model.decoder(each).reconstruction, rows, q.embedding, q.log_covariance, each) for each in z
@@ -187,11 +193,7 @@ def test_the_score_is_pythaes_own_loss_without_its_beta(
 @torch.no_grad()
 def test_weights_are_those_that_iwae_was_trained_with(models: dict[str, Any], exported: dict[str, Own]) -> None:
     """pythae's loss, Σ ŵ log w, from the artifact's log weights; and the score is the ELBO, below their bound."""
-    row = "pythae `IWAE`"
-    model, x = models[row], SAMPLES[row][:7]
-    found, noise = terms(exported[row], x)
-    rows = torch.from_numpy(x).float()
-    q = model.encoder(rows)
+    model, found, noise, rows, q = asked("pythae `IWAE`", models, exported)
     z = latents(q.embedding, q.log_covariance, noise).transpose(0, 1)  # (rows, draws, d)
     mean, log_variance = (value.unsqueeze(1).expand(z.shape) for value in (q.embedding, q.log_covariance))
     decoded = model.decoder(z.flatten(0, 1)).reconstruction.reshape(*z.shape[:2], -1)
@@ -206,11 +208,7 @@ def test_weights_are_those_that_iwae_was_trained_with(models: dict[str, Any], ex
 @torch.no_grad()
 def test_weights_are_those_of_vamps_own_prior(models: dict[str, Any], exported: dict[str, Own]) -> None:
     """The mean of the log weights is minus pythae's loss, and the mean weight what its get_nll gives, draw for draw."""
-    row = "pythae `VAMP`"
-    model, x = models[row], SAMPLES[row][:7]
-    found, noise = terms(exported[row], x)
-    rows = torch.from_numpy(x).float()
-    q = model.encoder(rows)
+    model, found, noise, rows, q = asked("pythae `VAMP`", models, exported)
     z = latents(q.embedding, q.log_covariance, noise)
     losses = [
         model.loss_function(model.decoder(each).reconstruction, rows, q.embedding, q.log_covariance, each, epoch=1)[0]

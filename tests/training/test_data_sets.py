@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,40 @@ def test_no_committed_config_has_a_row_in_two_splits(path: Path) -> None:
     assert len(held) == len(set(held))
     if (folder := Path("exported_models") / path.stem / "1").exists():
         assert artifact.read(folder).manifest.training.splits == found.digests
+
+
+def idx(rows: NDArray[Any]) -> bytes:
+    """Levels as MNIST's own files have them."""
+    return bytes((0, 0, 8, rows.ndim)) + np.array(rows.shape, ">u4").tobytes() + rows.tobytes()
+
+
+def test_all_of_mnist_comes_from_its_own_files(tmp_path: Path) -> None:
+    """Its test digits are the test split, but for one that is a training digit too; the others are cut from those."""
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 28, 28), np.uint8)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(pixels[:120]))
+    (tmp_path / "t10k-images.idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels[119:])))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(pixels[:120, 0, 0]))
+    wanted = config.Mnist(name="mnist", path=str(tmp_path))
+    found = data.load(wanted)
+    assert [len(found.splits[name]) for name in SPLITS] == [100, 10, 10, 30]
+    np.testing.assert_array_equal(found.splits["test"], pixels[120:])
+    assert len({row.tobytes() for row in every_row(found)}) == 150
+    assert "120 training and 31 test digits" in found.source
+    drawn = data.load(wanted.model_copy(update={"binarise": "drawn"}))
+    assert (drawn.support.highest, len(drawn.drawn(np.random.default_rng(0)))) == (1, 100)
+
+
+def test_a_folder_without_mnists_files_says_which_are_lacking(tmp_path: Path) -> None:
+    """And files that are something else."""
+    wanted = config.Mnist(name="mnist", path=str(tmp_path))
+    with pytest.raises(Unusable, match="holds no train-images-idx3-ubyte, nor"):
+        data.load(wanted)
+    for stem, size in (("train-images", 28), ("t10k-images", 27)):
+        (tmp_path / f"{stem}-idx3-ubyte").write_bytes(
+            idx(np.arange(40 * size * size, dtype=np.uint8).reshape(40, size, size))
+        )
+    with pytest.raises(Unusable, match="which aren't MNIST's"):
+        data.load(wanted)
 
 
 def every_row(found: DataSet) -> list[NDArray[Any]]:

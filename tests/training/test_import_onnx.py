@@ -242,7 +242,8 @@ def test_names_are_found_or_asked_for(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match=r"given is \['n', 1, 4, 4\], and a row is \[5\]"):
         files.encoder(dumb, (5,), ("17", "18"), "variance")
     with pytest.raises(
-        Unusable, match="gives picture; say which of these are loc, scale, in that order, by --decoder-out"
+        Unusable,
+        match="gives picture; say which of these are loc, scale, in that order, by --decoder-outputs; of a lone mean, ",
     ):
         files.decoder(saved(tmp_path / "d.onnx", DECODER), D, ("loc", "scale"))
 

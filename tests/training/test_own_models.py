@@ -425,7 +425,7 @@ MODULES: dict[str, tuple[dict[str, Any], str]] = {
     "explodes": ({"encoder": Made(exploding)}, r"encoder: its log variance explodes on the sample.*clamp\(-12, 4\)"),
     "wrong word": (
         {"encoder": Made(two), "encoder_gives": "variance"},
-        r"encoder: q\(z\|x\) isn't a finite number on the fit rows; a scale or variance that reaches 0",
+        r"encoder: its second output goes down to -\d.*, and a variance is above 0; say what it is by encoder_gives",
     ),
     "one output": (
         {"encoder": nn.Linear(5, 4)},
@@ -438,7 +438,7 @@ MODULES: dict[str, tuple[dict[str, Any], str]] = {
     "unlike outputs": ({"encoder": Made(lambda f, x: (f(x), f(x)[:, :1]))}, "two of one shape are needed"),
     "wrong rows": (
         {"sample": np.ones((100, 4)) * np.arange(100)[:, None]},
-        r"encoder: fails on rows of shape \[8, 4\]",
+        r"encoder: fails on rows of shape \[8, 4\], as the sample has them; give the sample the shape that it takes",
     ),
     "wrong shape": ({"decoder": nn.Linear(2, 4)}, r"decoder: gives \[4\] for the mean of a row, and \[5\] is needed"),
     "wrong number": (
@@ -519,9 +519,9 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "few": ({"sample": np.ones((100, 5))}, "sample: 1 different rows, and at least 40 are needed"),
     "holes": ({"sample": np.full((100, 5), np.nan)}, "sample: holds NaN"),
-    "half": ({"sample": np.ones((100, 5), np.float16)}, "sample: holds float16"),
+    "long doubles": ({"sample": np.ones((100, 5), np.longdouble)}, "sample: holds float128"),
     "splits": ({"sample": {"fit": np.ones((9, 5))}}, "sample: the splits are fit, validation, calibration, test"),
-    "name": ({"name": "No Name"}, "name .No Name.: small letters, digits and hyphens"),
+    "name": ({"name": "No Name"}, "name .No Name.: up to 64 small letters, digits, hyphens and underscores"),
     "names": ({"features": ["a"]}, "features: 1 names for 5 numbers a row"),
 }
 

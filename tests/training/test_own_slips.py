@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ def splits(**rows: int) -> dict[str, Array]:
     return {name: draw(size=(rows.get(name, 40), 5)) for name in ("fit", "validation", "calibration", "test")}
 
 
+def scripted() -> nn.Module:
+    """A decoder as older programs keep theirs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made: nn.Module = torch.jit.trace(nn.Linear(2, 5), torch.zeros(3, 2))  # type: ignore[no-untyped-call]
+    return made
+
+
 SLIPS: dict[str, tuple[dict[str, Any], str]] = {
     "half": (
         {"encoder": cast(Tensor.half)},
@@ -72,7 +81,37 @@ SLIPS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing like it": ({"likelihood": "xyz"}, r"likelihood 'xyz' is no family\. There are bernoulli"),
     "ragged": ({"sample": [[1.0, 2.0], [1.0]]}, "sample: isn't an array .*: rows of unlike lengths make none; pad"),
     "a path": ({"sample": "rows.npy"}, "sample: 'rows.npy' is a path, and rows are needed: np.load it"),
-    "bfloat16": ({"sample": torch.from_numpy(ROWS).bfloat16()}, "sample: isn't an array .*BFloat16"),
+    "a data set": (
+        {"sample": torch.utils.data.TensorDataset(torch.from_numpy(ROWS))},
+        r"sample: a TensorDataset is no array .*: torch\.stack\(\[x for x, \*_ in dataset\]\)",
+    ),
+    "a scale that nobody said is one": (
+        {"encoder": Made(lambda f, x: (f(x), F.softplus(f(x))))},
+        r"encoder: its second output is from 0\.\d+ to .*; is it a log variance, above 0 .*encoder_gives='scale'",
+    ),
+    "a scale that is a log variance": (
+        {"encoder_gives": "scale"},
+        r"encoder: its second output goes down to -\d.*, and a scale is above 0; say what it is by encoder_gives",
+    ),
+    "logits for probabilities": (
+        {"likelihood": "continuous_bernoulli", "decoder_gives": "probabilities", "sample": 1 / (1 + np.exp(-ROWS))},
+        "decoder: gives -.* to .* on held-out rows, and probabilities are from 0 to 1; .*decoder_gives='logits'",
+    ),
+    "a distribution": (
+        {"encoder": Made(lambda f, x: torch.distributions.Normal(f(x), F.softplus(f(x))))},
+        "encoder: gives Normal; .*; give its parameters, of a Normal its loc and scale .*encoder_gives='scale'",
+    ),
+    "both in one tensor": ({"encoder": nn.Linear(5, 4)}, r"encoder: gives one tensor, and two .*\.chunk\(2, 1\) makes"),
+    "TorchScript": (
+        {"decoder": scripted()},
+        "decoder: is TorchScript, which isn't traced again; give the torch.nn.Module",
+    ),
+    "weights alone": ({"decoder": nn.Linear(2, 5).state_dict()}, "not OrderedDict; load the weights into the module"),
+    "a class": ({"decoder": nn.Linear}, "decoder: a torch.nn.Module is needed, not type; call it to make one"),
+    "holes": (
+        {"sample": np.where(ROWS > 2, np.nan, ROWS)},
+        "takes no missing values. Leave such rows out, or fill them",
+    ),
     "a word of another library": (
         {"encoder_gives": "logvar"},
         "encoder_gives 'logvar': Input should be 'log_variance'",
@@ -86,7 +125,7 @@ SLIPS: dict[str, tuple[dict[str, Any], str]] = {
     "a name twice": ({"features": list("abcda")}, "features: a name is given twice"),
     "version 0": ({"version": 0}, "version 0: whole numbers from 1 on"),
     "no folder": ({"to": None}, "to: the folder of the artifacts is needed"),
-    "capitals": ({"name": "Mine"}, "name 'Mine': small letters, digits and hyphens"),
+    "capitals": ({"name": "Mine"}, "name 'Mine': up to 64 small letters, digits, hyphens and"),
     "a split of one row": (
         {"sample": splits(validation=1)},
         "sample: 1 different rows of validation, and at least 5 of each split are needed; of calibration many more",
@@ -241,3 +280,37 @@ def test_attention_that_drops_something_is_refused() -> None:
     """It gives other numbers each time."""
     with pytest.raises(Unusable, match="encoder: gives other numbers each time it is called"):
         tracing.traced("encoder", Alone(Attentive(dropout_p=0.5)).eval(), torch.randn(8, 5), torch.randn(8, 5))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("float16", "float32"), ("uint16", "int32"), ("int8", "int32"), ("uint32", "int64")]
+)
+def test_a_dtype_that_no_artifact_has_becomes_the_narrowest_that_holds_it(given: str, kept: str) -> None:
+    """Value by value; a tensor in bfloat16 too, which NumPy hasn't."""
+    rows = np.arange(200).reshape(100, 2).astype(given)
+    found = dataset(rows).splits
+    assert {part.dtype.name for part in found.values()} == {kept}
+    assert sorted(row for part in found.values() for row in part.tolist()) == sorted(rows.tolist())
+    halves: Any = torch.arange(200).reshape(100, 2).bfloat16()
+    assert {part.dtype.name for part in dataset(halves).splits.values()} == {"float32"}
+
+
+def test_a_version_that_is_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Nothing is looked at, and the way out is said as Python and as the command line have it."""
+    (tmp_path / "mine" / "3").mkdir(parents=True)
+    said: list[str] = []
+    with pytest.raises(
+        Unusable, match=r"without --replace \(replace=True\), and where no version is said the next free"
+    ):
+        training.export(
+            encoder=Made(two),
+            decoder=nn.Linear(2, 5),
+            likelihood="normal",
+            decoder_gives="mean",
+            sample=ROWS,
+            name="mine",
+            to=tmp_path,
+            version=3,
+            say=said.append,
+        )
+    assert not said

@@ -21,6 +21,7 @@ from training.card.findings import Rows
 Draw = Callable[[Artifact, findings.Findings], bytes | None]
 PICTURES: dict[str, Draw] = {
     "card-rows.png": pictures.rows,
+    "card-columns.png": pictures.columns,
     "card-latents.png": pictures.latents,
     "card-scores.png": pictures.scores,
 }

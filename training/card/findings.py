@@ -18,7 +18,9 @@ Doubles = NDArray[np.float64]
 MOST = 500  # rows that are looked at
 AT_ONCE = 50
 ACTIVE = 0.1  # nats: a latent whose KL is above this on average carries something of the row
-IMAGINED = 12, 1000  # draws from the prior, of images and of tables
+MOVES = 0.01  # of a latent's variance: what its posterior mean has over rows, where it carries something
+IMAGINED = 12, 1000  # draws from the prior: of pictures and windows, and of tables
+SQUARE = 4  # times as wide as high, or the reverse: what is longer is a window, unless it has colours
 STEPS = np.linspace(-2.5, 2.5, 9)  # of a latent on its walk, in standard deviations of the prior
 WALKS = 8  # latents that are walked along
 
@@ -27,9 +29,10 @@ WALKS = 8  # latents that are walked along
 class Findings:
     """What was found on `rows`, which are held out (or golden, where there were no others).
 
-    reconstructed: E[x|z] at the posterior's mean; imagined: rows from the prior, E[x|z] of images and draws of x of
-    tables; elbo and latent_kl: of each row, in nats; None where the graphs don't give it; walks: by latent, E[x|z]
-    while one latent goes from −2.5 to 2.5 standard deviations of the prior, all others at its mean, (steps, *event).
+    reconstructed: E[x|z] at the posterior's mean; imagined: rows from the prior, draws of x of tables and else E[x|z];
+    elbo and latent_kl: of each row, in nats; None where the graphs don't give it; activity: the variance of each
+    latent's posterior mean over rows, in the prior's, (d,); walks: by latent, E[x|z] while one latent goes from −2.5
+    to 2.5 standard deviations of the prior, all others at its mean, (steps, *event).
     """
 
     rows: Rows
@@ -38,32 +41,59 @@ class Findings:
     imagined: Array
     elbo: Doubles
     latent_kl: Doubles | None
+    activity: Doubles
     walks: dict[int, Array]
 
     @property
-    def of_latents(self) -> Doubles | None:
-        """Each latent's KL, averaged over rows, (d,)."""
-        return None if self.latent_kl is None else np.asarray(self.latent_kl.mean(0), np.float64)
+    def of_latents(self) -> Doubles:
+        """What each latent carries, (d,): its KL, averaged over rows, or its activity where there is none."""
+        return self.activity if self.latent_kl is None else np.asarray(self.latent_kl.mean(0), np.float64)
+
+    @property
+    def least(self) -> float:
+        """What a latent carries that is active, at least."""
+        return MOVES if self.latent_kl is None else ACTIVE
 
     @property
     def active(self) -> list[int]:
         """The latents that carry something of a row, the one that carries most first."""
-        if (kl := self.of_latents) is None:
-            return []
-        return [int(latent) for latent in np.argsort(-kl, kind="stable") if kl[latent] > ACTIVE]
+        carried = self.of_latents
+        return [int(latent) for latent in np.argsort(-carried, kind="stable") if carried[latent] > self.least]
+
+    @property
+    def explained(self) -> float:
+        """1 − Σ(x − E[x|z])² / Σ(x − its mean)²: 1 for rows that are given back, 0 for the mean of all rows.
+
+        Columns of a table, whose units differ, count alike; so do numbers of a picture, by how far they vary.
+        """
+        x, found = (np.asarray(part, np.float64).reshape(len(part), -1) for part in (self.rows, self.reconstructed))
+        off, spread = ((x - found) ** 2).mean(0), x.var(0)
+        if x.shape[1:] == self.rows.shape[1:]:  # a table
+            off, spread = off[spread > 0] / spread[spread > 0], spread[spread > 0] / spread[spread > 0]
+        return 1.0 - float(off.sum() / (spread.sum() or 1.0))
 
 
 def is_picture(manifest: Manifest) -> bool:
     """Whether events are pictures: height × width, or with 1 or 3 colours before or after.
 
-    Lines of a table aren't, nor are windows of time series, which the encoder's kind tells of.
+    Lines of a table aren't, nor are windows of time series, which the encoder's kind or a long side tells of.
     """
-    shape, encoder = manifest.event_shape, manifest.training.config.get("encoder")
-    if isinstance(encoder, dict) and str(encoder.get("kind")).endswith("1d"):
+    shape = manifest.event_shape
+    if _convolves_along(manifest):
         return False
     if len(shape) == 3:
         return shape[0] in (1, 3) or shape[2] in (1, 3)
-    return len(shape) == 2 and min(shape) > 3
+    return len(shape) == 2 and min(shape) > 3 and max(shape) <= SQUARE * min(shape)
+
+
+def is_window(manifest: Manifest) -> bool:
+    """Whether events are windows of time series, (length,) or (channels, length)."""
+    return _convolves_along(manifest) or (len(manifest.event_shape) == 2 and not is_picture(manifest))
+
+
+def _convolves_along(manifest: Manifest) -> bool:
+    encoder = manifest.training.config.get("encoder")
+    return isinstance(encoder, dict) and str(encoder.get("kind")).endswith("1d")
 
 
 def find(artifact: Artifact, rows: Rows | None) -> Findings:
@@ -72,12 +102,13 @@ def find(artifact: Artifact, rows: Rows | None) -> Findings:
     x = np.asarray(artifact.golden["encoder.x"] if rows is None else rows[:MOST])
     posterior = _by_parts(opened, "encoder", x)["mean"]
     generator = np.random.default_rng(DEFAULT_SEED)
-    pictured = is_picture(manifest)
-    decoded = opened.compute("decoder", {"z": _from_prior(opened, manifest, IMAGINED[not pictured], generator)})
-    imagined = decoded["mean"] if pictured else families.draw(manifest, decoded, generator)
+    whole = is_picture(manifest) or is_window(manifest)
+    decoded = opened.compute("decoder", {"z": _from_prior(opened, manifest, IMAGINED[not whole], generator)})
+    imagined = decoded["mean"] if whole else families.draw(manifest, decoded, generator)
     elbo, latent_kl = _bounds(opened, manifest, x)
     reconstructed = opened.compute("decoder", {"z": posterior})["mean"]
-    seen = Findings(x, rows is not None, reconstructed, imagined, elbo, latent_kl, {})
+    activity = posterior.astype(np.float64).var(0) / np.square(manifest.prior.moments[1])
+    seen = Findings(x, rows is not None, reconstructed, imagined, elbo, latent_kl, activity, {})
     seen.walks.update({latent: _walk(opened, manifest, latent) for latent in (seen.active or [0])[:WALKS]})
     return seen
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
-from service.artifact import Artifact, Calibration, Manifest
-from training.card.findings import ACTIVE, Findings
+from service.artifact import Artifact, Calibration, Manifest, Support
+from training.card.findings import Findings
 
 ALPHAS = (0.1, 0.05, 0.01, 0.001)
+FAR_OFF = (
+    "**Reconstructions are further from the rows than the mean of all rows is.** Are the rows what the encoder was "
+    "trained on? If they were divided by 255 or standardised there, `preprocessing` has to say so."
+)
 
 
 def write(artifact: Artifact, seen: Findings, pictures: Collection[str]) -> str:
@@ -22,6 +26,7 @@ def write(artifact: Artifact, seen: Findings, pictures: Collection[str]) -> str:
         *_trained(manifest),
         *_found(manifest, seen),
         *(_shown("card-rows.png", "Rows, what the model makes of them, and rows from the prior", pictures)),
+        *(_shown("card-columns.png", "Each column: held-out rows, and rows drawn from the model", pictures)),
         *_calibrated(manifest),
         *(_shown("card-scores.png", "Where the scores of held-out rows lie", pictures)),
         *_latents(manifest, seen),
@@ -37,7 +42,7 @@ def _what(manifest: Manifest) -> list[str]:
     columns = ", ".join(_plain(f.name + (f" ({f.unit})" if f.unit else "")) for f in manifest.features or [])
     lines = [
         ("a row", f"{shape} of {manifest.event_dtype}" + ("; values may be missing" if manifest.missing else "")),
-        ("values", manifest.support.words if manifest.blocks is None else "those of each block, below"),
+        ("values", _values(manifest.support) if manifest.blocks is None else "those of each block, below"),
         ("p(x given z)", f"{manifest.family}, {_measure(manifest)}"),
         ("a score is in", manifest.units),
         ("latents", f"{manifest.latent_size}, prior {_words(manifest.prior.family)}"),
@@ -49,7 +54,7 @@ def _what(manifest: Manifest) -> list[str]:
         parts.append(f"Columns: {columns}.")
     if manifest.blocks:
         rows = [
-            (block.name, block.family, str(len(block.columns)), block.support.words, _words(block.base_measure))
+            (block.name, block.family, str(len(block.columns)), _values(block.support), _words(block.base_measure))
             for block in manifest.blocks
         ]
         parts.append(_table(("block", "family", "columns", "values", "measure"), rows))
@@ -79,11 +84,15 @@ def _found(manifest: Manifest, seen: Findings) -> list[str]:
     if seen.held_out:
         low, high = (float(edge) for edge in _quantiles(seen))
         lines.append(("ELBO of 9 rows in 10", f"{low:.4g} to {high:.4g} nats"))
-    return [
+    own = seen.held_out and manifest.training.config.get("kind") == "own"
+    if own:
+        lines.append(("variance explained by E[x|z]", f"{seen.explained:.3g}, of 1"))
+    parts = [
         "## On held-out rows",
         f"Means over the {rows} rows of the test split, which no step of training has seen.",
         _table(("", ""), lines),
     ]
+    return [*parts, FAR_OFF] if own and seen.explained < 0 else parts
 
 
 def _quantiles(seen: Findings) -> Iterable[float]:
@@ -126,15 +135,20 @@ def _alphas(facts: Calibration) -> list[tuple[str, ...]]:
 
 
 def _latents(manifest: Manifest, seen: Findings) -> list[str]:
-    kl = seen.of_latents
-    if kl is None:
-        return ["## Latents", "The KL has no closed form here, so it isn't a sum over latents."]
-    kind = "held-out" if seen.held_out else "golden"
-    about = f"{len(seen.active)} of {manifest.latent_size} latents carry more than {ACTIVE:g} nats a row"
-    return [
-        "## Latents",
-        f"{about} (KL from the prior, averaged over {len(seen.elbo)} {kind} rows); {float(kl.sum()):.3g} nats in all.",
-    ]
+    rows = f"{len(seen.elbo)} {'held-out' if seen.held_out else 'golden'} rows"
+    count = f"{len(seen.active)} of {manifest.latent_size} latents"
+    if seen.latent_kl is None:
+        about = (
+            "The KL has no closed form here, so it isn't a sum over latents. "
+            f"{count} are active: over {rows} their posterior means vary by more than {seen.least:g} of the prior's "
+            "variance (the activity of Burda et al. 2016)."
+        )
+    else:
+        about = (
+            f"{count} carry more than {seen.least:g} nats a row (KL from the prior, averaged over {rows}); "
+            f"{float(seen.of_latents.sum()):.3g} nats in all."
+        )
+    return ["## Latents", about]
 
 
 def _checked(manifest: Manifest) -> list[str]:
@@ -172,7 +186,11 @@ def _measure(manifest: Manifest) -> str:
 
 
 def _words(name: str) -> str:
-    return "ELBO" if name == "elbo" else name.replace("_", " ")
+    return name.upper() if name in ("elbo", "kl") else name.replace("_", " ")
+
+
+def _values(support: Support) -> str:
+    return support.words.removeprefix("it takes ")
 
 
 def _table(head: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,10 +11,12 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from service.artifact import Array, Artifact, Manifest
-from training.card.findings import ACTIVE, STEPS, Findings, is_picture
+from training.card import columns as charts
+from training.card import windows
+from training.card.findings import STEPS, Findings, is_picture, is_window
 
 Doubles = NDArray[np.float64]
-DPI = 84
+DPI = 100  # 960 wide, as the page that they are shown on
 SHOWN = 12  # rows
 BARS = 40  # latents, or columns, that are named one by one
 BLUE, ORANGE, FAINT, RED = "#2f6fb3", "#d9772b", "#b8c2cc", "#c0392b"
@@ -24,9 +25,11 @@ BLUE, ORANGE, FAINT, RED = "#2f6fb3", "#d9772b", "#b8c2cc", "#c0392b"
 def rows(artifact: Artifact, seen: Findings) -> bytes:
     """Held-out rows beside what the model makes of them, and rows from the prior."""
     manifest = artifact.manifest
+    given = "held out" if seen.held_out else "golden"
+    lines = [(given, seen.rows), ("reconstructed", seen.reconstructed), ("prior", seen.imagined)]
+    if is_window(manifest):
+        return _png(windows.rows(lines))
     if is_picture(manifest):
-        given = "held out" if seen.held_out else "golden"
-        lines = [(given, seen.rows), ("reconstructed", seen.reconstructed), ("prior", seen.imagined)]
         figure = Figure(figsize=(9.6, 2.75), layout="constrained")
         _pictures(figure, manifest, [(title, images[:SHOWN]) for title, images in lines])
         return _png(figure)
@@ -46,20 +49,29 @@ def rows(artifact: Artifact, seen: Findings) -> bytes:
 
 def latents(artifact: Artifact, seen: Findings) -> bytes:
     """How much each latent carries, and what changes along those that carry most."""
-    manifest, kl = artifact.manifest, seen.of_latents
+    manifest = artifact.manifest
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.5)) if kl is not None else (None, figure)
-    left, right = parts
-    figure.set_layout_engine("constrained", w_pad=0.1)  # or names of latents lose their first letter
-    if kl is not None:
-        _carried(left, kl)
-    if is_picture(manifest):
+    whole = figure.add_gridspec(1, 2, width_ratios=(1, 1.5))
+    _carried(figure.add_subplot(whole[0]), seen)
+    right = figure.add_subfigure(whole[1])
+    if is_window(manifest):
+        windows.walks(right, seen.walks)
+    elif is_picture(manifest):
         lines = [(f"z{latent}", walk) for latent, walk in seen.walks.items()]
         _pictures(right, manifest, lines)
         right.suptitle("E[x|z] as one latent goes from −2.5 to 2.5 of the prior's standard deviations", fontsize=9)
     else:
         _walks(right, manifest, seen)
     return _png(figure)
+
+
+def columns(artifact: Artifact, seen: Findings) -> bytes | None:
+    """Each column of a table: held-out rows beside rows that are drawn from the model; None of anything else."""
+    manifest = artifact.manifest
+    if is_picture(manifest) or is_window(manifest):
+        return None
+    kind = "held-out rows" if seen.held_out else "golden rows"
+    return _png(charts.histograms(_flat(seen.rows), _flat(seen.imagined), manifest.features or (), kind))
 
 
 def scores(artifact: Artifact, seen: Findings) -> bytes:
@@ -93,14 +105,16 @@ def _mark_alpha(axis: Axes, reference: Doubles, chosen: str, alpha: float = 0.05
     axis.axvline(float(at), color=RED, linewidth=1, label=label)
 
 
-def _carried(figure: SubFigure, kl: Doubles) -> None:
-    axis = figure.subplots()
-    shown = np.argsort(-kl, kind="stable")[:BARS]
-    axis.barh(np.arange(len(shown)), kl[shown], color=[BLUE if kl[latent] > ACTIVE else FAINT for latent in shown])
+def _carried(axis: Axes, seen: Findings) -> None:
+    carried = seen.of_latents
+    shown = np.argsort(-carried, kind="stable")[:BARS]
+    colours = [BLUE if carried[latent] > seen.least else FAINT for latent in shown]
+    axis.barh(np.arange(len(shown)), carried[shown], color=colours)
     axis.set_yticks(np.arange(len(shown)), [f"z{latent}" for latent in shown], fontsize=7)
     axis.invert_yaxis()
-    axis.set_xlabel("KL a row, nats")
-    axis.set_title(f"{int((kl > ACTIVE).sum())} of {len(kl)} latents carry more than {ACTIVE:g} nats", fontsize=9)
+    count, exact = f"{len(seen.active)} of {len(carried)} latents", seen.latent_kl is not None
+    axis.set_xlabel("KL a row, nats" if exact else "variance of its posterior mean, in the prior's")
+    axis.set_title(f"{count} carry more than {seen.least:g} nats" if exact else f"{count} are active", fontsize=9)
 
 
 def _walks(figure: Figure | SubFigure, manifest: Manifest, seen: Findings) -> None:

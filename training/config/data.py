@@ -11,7 +11,10 @@ from training.wanted import File, Folder, Table
 
 
 class Mnist(Part):
-    """5,000 handwritten digits, 28×28 grey levels 0–255; or black and white, by chance.
+    """5,000 handwritten digits, 28×28 grey levels 0–255; all 70,000 with a path; or black and white, by chance.
+
+    path: of the folder that MNIST's own files of images lie in, gzipped or not. Its test digits are the
+    test split.
 
     binarise: drawn makes a pixel 1 with the probability level/255, drawn once for held-out rows and anew in every epoch
     for fitted ones (as Burda et al. 2016 do).
@@ -19,6 +22,7 @@ class Mnist(Part):
 
     name: Literal["mnist"]
     binarise: Literal["drawn"] | None = None
+    path: str | None = None
     split_seed: Annotated[int, Field(ge=0)] = 0
 
 

@@ -52,7 +52,7 @@ def export(
     likelihood: str | Mapping[str, Any] | config.Family | Likelihood,
     sample: Sample,
     name: str,
-    encoder_gives: EncoderGives = "log_variance",
+    encoder_gives: EncoderGives | None = None,
     decoder_gives: DecoderGives = "parameters",
     scale: float | Sequence[float] | np.ndarray[Any, Any] | Literal["shared", "feature"] | None = None,
     prior: priors.Said = "standard_normal",
@@ -68,7 +68,8 @@ def export(
 ) -> Path:
     """Export two modules as an artifact into to/<name>/<version>, calibrated; the folder.
 
-    encoder: u (n, *event) → mean and a second output, (n, d) each; encoder_gives says what the second is.
+    encoder: u (n, *event) → mean and a second output, (n, d) each; encoder_gives says what the second is, a log
+    variance unless it looks like no such thing.
     decoder: z (n, d) → the family's parameters, as a tensor, a tuple in the family's order or a dict; or, with
     decoder_gives, logits, probabilities, or a mean with a scale: a number, one a feature, or estimated on the
     validation rows by maximum likelihood ("shared" by all features, or one a "feature"; shared for pictures unless
@@ -81,9 +82,10 @@ def export(
     Unusable says what can be mended, and how; ArtifactRefused, which promise the model doesn't keep.
     """
     tell = say or (lambda _: None)
-    encoder_gives = stated.encoder_gives(encoder_gives) or "log_variance"
+    said = stated.encoder_gives(encoder_gives)
     decoder_gives = stated.decoder_gives(decoder_gives)
     stated.place(to, name, version)
+    exporting.destination(Path(to) / name, version, replace)
     rows = dataset(sample, features)
     family = _likelihood(likelihood, rows)
     _goes_with(family, decoder_gives)
@@ -91,16 +93,18 @@ def export(
     if decoder_gives == "mean" and family.family == "bernoulli" and units is None:
         decoder_gives = "probabilities"
     tell("looking at the encoder and the decoder")
-    pair = assembled(encoder, decoder, family, rows, units, encoder_gives, decoder_gives)
+    pair = assembled(encoder, decoder, family, rows, units, said or "log_variance", decoder_gives)
     pair.prior = priors.made(prior, pair)
     tell("the posterior on held-out rows and on strangers")
     measures.posterior(pair, rows)
+    if said is None:
+        measures.looks_like_a_log(pair, rows)
     origin = stated.check(
         name=name,
         description=description,
         latent_size=pair.latent_size,
         likelihood=_plain(likelihood, family),
-        encoder_gives=encoder_gives,
+        encoder_gives=pair.encoder_gives,
         decoder_gives=decoder_gives,
         prior=priors.words(pair.prior, prior),
         preprocessing=_listed(preprocessing),
@@ -236,7 +240,13 @@ def _as_logits(graph: nn.Module, family: Likelihood, gives: DecoderGives) -> Dec
 def _copied(role: str, module: object) -> nn.Module:
     """The module in float32 on the CPU; the caller's own is left as it is."""
     if not isinstance(module, nn.Module):
-        raise Unusable(f"{role}: a torch.nn.Module is needed, not {type(module).__name__}; wrap functions in one")
+        also = "; load the weights into the module that they are of" if isinstance(module, Mapping) else ""
+        also = also or ("; call it to make one" if isinstance(module, type) else "; wrap functions in one")
+        raise Unusable(f"{role}: a torch.nn.Module is needed, not {type(module).__name__}{also}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Unusable(
+            f"{role}: is TorchScript, which isn't traced again; give the torch.nn.Module that it was made of"
+        )
     try:
         return copy.deepcopy(module).float().cpu().requires_grad_(False)
     except (TypeError, RuntimeError) as error:

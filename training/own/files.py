@@ -121,7 +121,7 @@ def decoder(path: Path, latent_size: int, wanted: Sequence[str], outputs: Sequen
     if not chosen and len(found.outputs) != len(wanted):
         raise Unusable(
             f"{path}: gives {', '.join(found.outputs)}; say which of these are {', '.join(wanted)}, in that order, by "
-            "--decoder-outputs"
+            "--decoder-outputs" + ("; of a lone mean, --decoder-gives mean" if len(found.outputs) == 1 else "")
         )
     return _composed("decoder", path, found, (latent_size,), chosen or found.outputs)
 

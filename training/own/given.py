@@ -123,7 +123,10 @@ def place(to: object, name: str, version: int | None) -> None:
     if not isinstance(to, str | Path):
         raise Unusable(f"to: the folder of the artifacts is needed, not {to!r}; leave it out for exported_models")
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
-        raise Unusable(f"name {name!r}: small letters, digits and hyphens are needed, beginning with a letter or digit")
+        raise Unusable(
+            f"name {name!r}: up to 64 small letters, digits, hyphens and underscores are needed, beginning with a "
+            "letter or digit"
+        )
     if version is not None and not (type(version) is int and version >= 1):
         raise Unusable(f"version {version!r}: whole numbers from 1 on; leave it out for the next")
 

@@ -14,6 +14,7 @@ from service import noise
 from service.artifact import Array
 from service.errors import ArtifactRefused
 from training import strangers
+from training.config import Unusable
 from training.data import DataSet
 from training.likelihoods import Likelihood, Mixed, Parameters
 from training.own.parts import Pair
@@ -105,9 +106,27 @@ def posterior(pair: Pair, dataset: DataSet) -> None:
 
 
 @torch.no_grad()
+def looks_like_a_log(pair: Pair, dataset: DataSet) -> None:
+    """Refuse a second output that nobody said is a log variance and that is above 0 for every row and latent.
+
+    As a log variance it would say of every q that it is wider than a standard normal, which no training brings about.
+    """
+    spread = torch.cat([pair.encoder(pair.converted(torch.from_numpy(x[:1024])))[1] for x in dataset.splits.values()])
+    low, high = float(spread.min()), float(spread.max())
+    if low > 0:
+        raise Unusable(
+            f"encoder: its second output is from {low:.3g} to {high:.3g} on the sample; is it a log variance, above 0 "
+            "for every row and latent? Say what it is: encoder_gives='scale', 'variance', 'log_scale' or 'log_variance'"
+        )
+
+
+@torch.no_grad()
 def parameters(pair: Pair, dataset: DataSet) -> None:
     """Refuse parameters that aren't finite numbers, or not above 0 where they have to be."""
-    for name, value in pair.parameters_at(_latents(pair, dataset)).items():
+    z = _latents(pair, dataset)
+    if pair.decoder_gives == "probabilities":
+        _probable(pair.decoder(z)[0])
+    for name, value in pair.parameters_at(z).items():
         own = name.rpartition(".")[2]
         if not bool(torch.isfinite(value).all()):
             why = "; probabilities that reach 0 or 1 do that: give logits" if own == "logits" else ""
@@ -119,8 +138,24 @@ def parameters(pair: Pair, dataset: DataSet) -> None:
             )
 
 
+def _probable(given: Tensor) -> None:
+    """Refuse what can't be probabilities."""
+    low, high = float(given.min()), float(given.max())
+    if low < 0 or high > 1:
+        raise Unusable(
+            f"decoder: gives {low:.3g} to {high:.3g} on held-out rows, and probabilities are from 0 to 1; if these are "
+            "logits, before a sigmoid or softmax, say decoder_gives='logits' (--decoder-gives logits)"
+        )
+
+
 def _posterior(pair: Pair, rows: Array, which: str) -> Tensor:
-    q = pair.posterior(torch.from_numpy(rows))
+    x = torch.from_numpy(rows)
+    if pair.encoder_gives in ("scale", "variance") and float(lowest := pair.encoder(pair.converted(x))[1].min()) < 0:
+        raise Unusable(
+            f"encoder: its second output goes down to {float(lowest):.3g}, and a {pair.encoder_gives} is above 0; say "
+            "what it is by encoder_gives, 'log_variance' or 'log_scale'"
+        )
+    q = pair.posterior(x)
     if not bool(torch.isfinite(q.mean).all() and torch.isfinite(q.log_scale).all()):
         raise ArtifactRefused(
             f"encoder: q(z|x) isn't a finite number on {which}; a scale or variance that reaches 0 does that, and a "

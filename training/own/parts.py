@@ -37,6 +37,7 @@ class EncoderPart(nn.Module):
             what = "one tensor" if len(given) == 1 else f"{len(given)} tensors"
             raise Unusable(
                 f"encoder: gives {what}, and two are needed: the mean, and a log variance (or what encoder_gives says)"
+                + ("; of one tensor with both, .chunk(2, 1) makes two" if len(given) == 1 else "")
             )
         mean, spread = given
         if mean.shape != spread.shape or mean.dim() < 2:
@@ -94,6 +95,8 @@ def _tensors(role: str, given: Any, names: tuple[str, ...] | None) -> tuple[Tens
     if isinstance(given, list | tuple):
         what = f"a {what} of {', '.join(type(one).__name__ for one in given) or 'nothing'}"
     leave = "; without .numpy(), which leaves torch" if "ndarray" in what else ""
+    if isinstance(given, torch.distributions.Distribution):
+        leave = "; give its parameters, of a Normal its loc and scale (of an encoder, with encoder_gives='scale')"
     raise Unusable(f"{role}: gives {what}; a tensor, a tuple of tensors or a dict of them is needed{leave}")
 
 

@@ -16,6 +16,8 @@ from training.data import SPLITS, DataSet, Rows, SplitName
 from training.sources.found import levels
 
 DTYPES = ("uint8", "int32", "int64", "float32", "float64")
+# What no artifact has, and the narrowest that holds each of its values.
+WIDER = {"bool": "uint8", "int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64", "float16": "float32"}
 FEWEST, FEWEST_EACH = 40, 5  # rows of a sample; of a split
 Sample = Rows | Mapping[str, Rows] | Mapping[SplitName, Rows]
 
@@ -61,14 +63,16 @@ def sample(path: Path) -> Sample:
 def checked(rows: object) -> Rows:
     """Rows along the first axis, of a dtype that an artifact may have, each a finite number."""
     found = _array(rows)
-    if found.dtype == np.bool_:
-        found = found.astype(np.uint8)
+    found = found.astype(WIDER.get(found.dtype.name, found.dtype))
     if found.ndim < 2 or found[:1].size == 0:
         raise Unusable(f"sample: an array (rows, …) is needed, not one of shape {list(found.shape)}")
     if found.dtype.name not in DTYPES:
         raise Unusable(f"sample: holds {found.dtype}; {', '.join(DTYPES)} can be served: use .astype")
     if not np.isfinite(found).all():
-        raise Unusable("sample: holds NaN or an infinity; an own model takes no missing values")
+        raise Unusable(
+            "sample: holds NaN or an infinity; an own model takes no missing values. Leave such rows out, or fill them "
+            "in as they are before the model is asked"
+        )
     return np.ascontiguousarray(found, found.dtype.newbyteorder("="))
 
 
@@ -78,8 +82,16 @@ def _array(rows: object) -> Rows:
         raise Unusable(
             f"sample: {str(rows)!r} is a path, and rows are needed: np.load it, or say --sample to import-onnx"
         )
+    if not isinstance(rows, list | tuple) and not hasattr(rows, "__array__"):
+        raise Unusable(
+            f"sample: a {type(rows).__name__} is no array (rows, …) of numbers; of a data set or its loader make one: "
+            "torch.stack([x for x, *_ in dataset]), torch.cat([x for x, *_ in loader])"
+        )
     try:
-        return np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+        if hasattr(rows, "detach"):  # a tensor; NumPy has no bfloat16, and float32 holds all of it
+            held = rows.detach().cpu()
+            return np.asarray(held.float() if str(held.dtype) == "torch.bfloat16" else held)
+        return np.asarray(rows)
     except (TypeError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
         ragged = "rows of unlike lengths make none; pad them, or cut them to one" if "inhomogeneous" in why else why

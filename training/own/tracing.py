@@ -105,7 +105,11 @@ def _run(role: str, module: nn.Module, rows: Tensor) -> Outputs:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300]
-        raise Unusable(f"{role}: fails on rows of shape {list(rows.shape)}: {type(error).__name__}: {said}") from error
+        what = "latents" if role == "decoder" else "rows"
+        remedy = ", as the sample has them; give the sample the shape that it takes" if role == "encoder" else ""
+        raise Unusable(
+            f"{role}: fails on {what} of shape {list(rows.shape)}{remedy} ({type(error).__name__}: {said})"
+        ) from error
     return outputs
 
 
