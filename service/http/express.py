@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 SWEEP = 0.25  # seconds between looks for those who have waited for too long
 PARSING = 0.001  # seconds of reading bodies after which a turn of the loop ends
-TOGETHER = 131_072  # numbers of rows after which a turn's are enough: more would be copied for no company
+TOGETHER = 262_144  # numbers of rows after which a turn's are enough: more would be copied for no company
 LARGE = 65_536  # bytes of a body that is read while a lane computes, and not only once it is free
 
 
