@@ -188,6 +188,7 @@ class Counter:
     def drop(self, entry: Entry) -> None:
         """Its caller has gone: what nobody else waits for is never computed."""
         entry.let_go()
+        entry.body = b""  # it may stand among those who wait until a lane is free
         self._books.gone(entry.known.route.path, entry.era)
         self._leave(entry)
 
@@ -360,6 +361,7 @@ class Counter:
             self._books.door.go(entry.era)
             entry.let_go()
             entry.connection.step_by_step(entry)
+            entry.body = b""  # as in drop
 
     def _sweep(self) -> None:
         """Hand back who has waited for too long: they are told that they are late."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
@@ -520,6 +521,29 @@ def test_a_body_that_there_is_no_memory_for_is_refused_while_it_comes(small: Pat
         gate.open()
         assert answers(one, 1)[0][0] == 200
     assert memory.taken == 0
+
+
+def test_who_leaves_while_nothing_is_read_takes_the_body_along(small: Path, added: list[bytes]) -> None:
+    """Bytes that aren't counted as held aren't held, though no lane gets free."""
+    gate = Gate()
+    body, headers = large(1)
+    with listening(configured(small, lanes=1), opener=gate.opener) as (address, app), ExitStack() as stack:
+        callers = [stack.enter_context(connected(address)) for _ in range(3)]
+        callers[0].sendall(inferring(body, **headers))
+        assert answers(callers[0], 1)[0][0] == 200
+        gate.shut()
+        callers[0].sendall(inferring(body, **headers))
+        assert gate.waits.wait(20)
+        for caller in callers[1:]:
+            caller.sendall(inferring(body, **headers))
+        wait_until(lambda: len(added) == 3)
+        entries = [one for one in gc.get_objects() if isinstance(one, Entry) and not one.gone]
+        callers[2].close()
+        wait_until(lambda: sum(one.gone for one in entries) == 1)
+        assert [len(one.body) for one in entries if one.gone] == [0]
+        gate.open()
+        assert [answers(caller, 1)[0][0] for caller in callers[:2]] == [200] * 2
+    assert app.state.desk.memory.taken == 0
 
 
 @dataclass
