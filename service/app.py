@@ -155,7 +155,7 @@ def _workshop(settings: Settings, opener: Opener, lanes: Lanes, metrics: Metrics
         settings.waiting,
         settings.waiting_ms / 1e3,
         settings.inline_us / 1e6,
-        1 if may_be_cuda(settings.device) else lanes.count,  # a device's sessions are timed and captured one by one
+        1 if may_be_cuda(settings.device) else min(lanes.count, cores()),  # a device's are captured one by one
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         refused=partial(_count_refused, metrics),

@@ -231,6 +231,9 @@ class Counter:
             try:
                 read = self.speaker.read(model, entry.body, len(entry.known.spaces))
                 entry.asked, entry.rows, entry.form = read
+                if entry.known.large:  # narrow numbers become wider ones
+                    wide = np.dtype(model.manifest.event_dtype).itemsize
+                    entry.held.resize(max(entry.known.held, len(entry.body) + entry.rows.size * wide))
             except Exception:
                 self._hand_back([entry])
                 continue

@@ -25,7 +25,7 @@ from service.artifact import Array
 from service.http import front
 from service.http.express import Counter, Entry
 from tests.http.test_front import answers, connected, request
-from tests.kit import Gate, configured, digits, listening, wait_until
+from tests.kit import Gate, configured, copied, digits, listening, wait_until
 
 OTHER = re.compile(rb'"request_id":"[0-9a-f]{32}"|reference is [0-9a-f]{32}')  # what differs from refusal to refusal
 
@@ -491,6 +491,29 @@ def test_more_numbers_than_are_looked_at_on_the_loop_are_met_step_by_step(served
             caller.sendall(inferring(head + x.tobytes(), **headers))
             status, _, text = answers(caller, 1)[0]
             assert (status, OTHER.sub(b"", text)) == wanted
+
+
+def test_narrow_numbers_are_counted_as_wide_as_they_become(tmp_path: Path) -> None:
+    """A float64 event of INT8 holds eight times its bytes; what is held is given back."""
+    folder = tmp_path / "models"
+    copied("breast-cancer", folder, source="breast-cancer")
+    gate = Gate()
+    x = np.ones((4000, 30), np.int8)
+    tensor = {"name": "inputs", "shape": list(x.shape), "datatype": "INT8"}
+    head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": x.nbytes}}]}).encode()
+    sent = inferring(head + x.tobytes(), inference_header_content_length=str(len(head)))
+    sent = sent.replace(b"/models/tiny/", b"/models/breast-cancer/")
+    with listening(configured(folder, lanes=1), opener=gate.opener) as (address, app), connected(address) as caller:
+        caller.sendall(sent)
+        assert answers(caller, 1)[0][0] == 200
+        assert took(app) == 1
+        gate.shut()
+        caller.sendall(sent)
+        assert gate.waits.wait(20)
+        assert app.state.desk.memory.taken >= 9 * x.nbytes
+        gate.open()
+        assert answers(caller, 1)[0][0] == 200
+        assert app.state.desk.memory.taken == 0
 
 
 def test_a_body_that_there_is_no_memory_for_is_refused_while_it_comes(small: Path, added: list[bytes]) -> None:
