@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -176,7 +177,7 @@ def import_onnx(
                 say=status.update,
             )
         console.print(f"Wrote    {folder}, calibrated")
-        console.print("Then     make serve")
+        console.print(f"Then     {serving(folder)}")
 
 
 @app.command()
@@ -191,7 +192,7 @@ def calibrate(folder: ArtifactFolder, rows: OwnRows = None) -> None:
         console.print(
             f"Scored   {made.n} held-out rows at {made.draws} draws; the smallest p-value is {made.smallest_p:.2g}"
         )
-        console.print("Then     make serve")
+        console.print(f"Then     {serving(folder)}")
 
 
 @app.command()
@@ -211,6 +212,20 @@ def card(folder: ArtifactFolder, rows: OwnRows = None) -> None:
                 raise
             console.print(f"Without held-out rows, so with golden ones: {error}")
         console.print(f"Wrote    {carding.write(folder, held_out)}")
+
+
+def serving(folder: Path) -> str:
+    """What serves an artifact, <models>/<name>/<version>, from where its folder of models is.
+
+    >>> serving(Path("exported_models/mine/1")), serving(Path("/srv/our models/mine/1"))
+    ('make serve', "VAE_SERVE_MODELS='/srv/our models' make serve")
+    """
+    models = folder.absolute().parents[1]
+    return (
+        "make serve"
+        if models == Path("exported_models").absolute()
+        else f"VAE_SERVE_MODELS={quote(str(models))} make serve"
+    )
 
 
 def given(rows: Path | None) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +109,11 @@ SLIPS: dict[str, tuple[dict[str, Any], str]] = {
         "decoder: is TorchScript, which isn't traced again; give the torch.nn.Module",
     ),
     "weights alone": ({"decoder": nn.Linear(2, 5).state_dict()}, "not OrderedDict; load the weights into the module"),
+    "no weights": ({"decoder": nn.Linear(2, 5, device="meta")}, "decoder: lies on torch's meta device, .*to_empty"),
+    "a prior without numbers": (
+        {"prior": {"kind": "mixture", "mean": torch.zeros(2, 2, device="meta"), "scale": 1.0}},
+        "prior: mean isn't an array of numbers",
+    ),
     "a class": ({"decoder": nn.Linear}, "decoder: a torch.nn.Module is needed, not type; call it to make one"),
     "holes": (
         {"sample": np.where(ROWS > 2, np.nan, ROWS)},
@@ -314,3 +321,10 @@ def test_a_version_that_is_there_is_refused_before_any_work(tmp_path: Path) -> N
             say=said.append,
         )
     assert not said
+
+
+def test_adapters_are_there_once_training_is_imported() -> None:
+    """As the table of libraries in the docs calls them; and torch isn't brought along before."""
+    said = "import sys, training; assert 'torch' not in sys.modules; print(training.adapters.pythae.__name__)"
+    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.stdout == "pythae\n", ended.stderr

@@ -247,6 +247,11 @@ def _copied(role: str, module: object) -> nn.Module:
         raise Unusable(
             f"{role}: is TorchScript, which isn't traced again; give the torch.nn.Module that it was made of"
         )
+    if any(held.is_meta for held in (*module.parameters(), *module.buffers())):
+        raise Unusable(
+            f"{role}: lies on torch's meta device, which has shapes and no weights; load them first: "
+            "module.to_empty(device='cpu'), then load_state_dict, or load_state_dict(…, assign=True)"
+        )
     try:
         return copy.deepcopy(module).float().cpu().requires_grad_(False)
     except (TypeError, RuntimeError) as error:

@@ -114,7 +114,7 @@ def _doubles(name: str, given: dict[str, Any]) -> Tensor:
         if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
             raise TypeError("its numbers are complex")
         held = value.detach().cpu().double() if isinstance(value, Tensor) else torch.from_numpy(_numbers(value))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:  # the last: a tensor without values
         raise Unusable(f"prior: {name} isn't an array of numbers ({' '.join(str(error).split())[:200]})") from error
     if held.numel() == 0 or not bool(torch.isfinite(held).all()):
         raise Unusable(f"prior: {name} holds nothing, or what is no finite number")
