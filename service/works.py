@@ -16,9 +16,9 @@ from service.engine import Engine
 from service.errors import EngineFailed
 
 SCORE = "score"  # the door to a whole appraisal, beside those to the graphs
-WARM = 64  # decoder rows in the larger of the calls that a graph's cost is first taken from
+WARM = 64  # decoder rows, at the most, in the larger of the calls that a graph's cost is first taken from
 TAKEN = 3  # calls of each size, of which the fastest counts
-LONG = 0.01  # seconds of such calls that are enough, however few: what disturbs one is little beside that
+LONG = 0.01  # seconds of calls that are enough, however few or small: what disturbs one is little beside that
 ENDLESS = 1 << 40
 # What a run is cut to on a CPU: what lies between a graph's layers then stays in the core's own cache, and the memory
 # that a session keeps for it stays small. Measured on the benchmarks' models; with fewer rows, matrices are too thin.
@@ -85,15 +85,18 @@ def cost(found: Artifact, engine: Engine, name: str) -> Cost:
     if graph.bank:
         feeds[graph.bank] = found.golden[f"{name}.{graph.bank}"]
         draws = len(feeds[graph.bank])
-    calls = []
-    for count in (1, max(2, WARM // draws)):
+
+    def least(count: int) -> float:
         stacked = {key: _repeat(array, count) if key in graph.rows else array for key, array in feeds.items()}
         engine.compute(name, stacked)  # the first call pays for what later ones find ready
         times = [_timed(engine, name, stacked)]
         while len(times) < TAKEN and sum(times) < LONG:
             times.append(_timed(engine, name, stacked))
-        calls.append((count * draws, min(times)))
-    return Cost.measured(calls)
+        return min(times)
+
+    alone = least(1)
+    many = max(2, min(WARM // draws, int(LONG / max(alone, 1e-9))))
+    return Cost.measured([(draws, alone), (many * draws, least(many))])
 
 
 def tile(cost: Cost, engine: Engine) -> int:

@@ -1,7 +1,7 @@
 """Training: data → a fitted VAE → an artifact that the service serves. Imports the service; never the reverse.
 
-`training.export` is the door for models that were made elsewhere, and `training.adapters` leads other libraries' to it; they
-bring torch along once they are asked for.
+`training.export` is the door for models that were made elsewhere, and `training.adapters` leads other libraries' to it;
+they bring torch along once they are asked for.
 """
 
 import importlib

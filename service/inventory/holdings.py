@@ -51,8 +51,10 @@ def glance(folder: Path, key: Key = ("", 0)) -> Holding:
         found = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, found["loc"]))
         return Holding(folder, key, None, "", size, f"{MANIFEST}: {where or 'it'}: {found['msg']}")
-    key = key if key[0] else (manifest.name, manifest.version)
-    return Holding(folder, key, manifest, hashlib.sha256(content).hexdigest(), size)
+    says = manifest.name, manifest.version
+    if key[0] and says != key:
+        return Holding(folder, key, None, "", size, f"{MANIFEST} says that this is {says[0]}/{says[1]}")
+    return Holding(folder, says, manifest, hashlib.sha256(content).hexdigest(), size)
 
 
 def defaults(held: list[Holding], pinned: Mapping[str, int]) -> set[Key]:

@@ -44,6 +44,8 @@ def _reason(one: Holding, folder: Path) -> str | None:
     """Why a version is none of our business, if so: it isn't whole, or isn't really there."""
     if one.folder.resolve() != folder.resolve() / one.key[0] / str(one.key[1]):
         return "it is reached by a link"
+    if one.refused is not None:
+        return one.refused
     try:
         artifact.read(one.folder)
     except Problem as error:

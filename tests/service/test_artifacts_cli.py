@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def test_list_says_what_cant_be_read(line: Line, tiny: Path) -> None:
     assert status == 1
     assert first.endswith("default")
     assert "refused: manifest.json: latent_size" in second
+
+
+def test_a_version_that_says_it_is_another_is_nobodys_default_and_counts_for_none(line: Line, tiny: Path) -> None:
+    """As whoever copies a folder makes it: the service refuses it, so what it serves must stay."""
+    shutil.copytree(tiny / "tiny" / "1", tiny / "tiny" / "2")
+    status, out, _ = line("list")
+    first, second = out.splitlines()[1:]
+    assert status == 1
+    assert first.endswith("default")
+    assert "refused: manifest.json says that this is tiny/1" in second
+    status, out, _ = line("prune", "--keep", 1, "--yes")
+    assert status == 0
+    assert names(tiny) == ["1", "2"]
+    assert "left     tiny/2: manifest.json says that this is tiny/1" in out
 
 
 @pytest.mark.anyio

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from service import artifact, engine, works
+from service.artifact import Arrays
 from service.cost import Cost
+from service.engine import Engine
+from tests.kit import COMMITTED
 
 CALL, ROW = 2e-4, 3e-5
 
@@ -35,6 +39,24 @@ def test_one_stall_teaches_little() -> None:
     before = cost.seconds(8)
     cost.learn(8, 60.0)
     assert cost.seconds(8) < 1.5 * before
+
+
+@pytest.mark.parametrize(("row", "largest"), [(1e-6, 64), (1e-3, 10), (0.1, 2)])
+def test_a_slow_graph_is_asked_for_few_rows_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, row: float, largest: int
+) -> None:
+    """A hundredth of a second of calls tells its cost; a start with many models waits for each."""
+    found = artifact.read(COMMITTED / "tiny" / "1")
+    opened = engine.open_engine(found)
+    asked: list[int] = []
+
+    def timed(_: Engine, __: str, feeds: Arrays) -> float:
+        asked.append(len(feeds["z"]))
+        return row * len(feeds["z"])
+
+    monkeypatch.setattr(works, "_timed", timed)
+    assert works.cost(found, opened, "decoder").row == pytest.approx(row)
+    assert set(asked) == {1, largest}
 
 
 @pytest.mark.parametrize("calls", [[(1, 1e-4), (64, 1e-5)], [(4, 1e-3), (4, 1e-3)]], ids=["bent", "one size"])
