@@ -236,7 +236,7 @@ class Batcher:
                 self._wake()
         elif not self._asked:
             self._asked = True
-            self._lanes.ask(self._granted)
+            self._lanes.ask(lambda: self._guarded(self._granted))
 
     def _quick(self) -> int:
         """Decoder rows that are computed sooner than a thread is woken for them."""
@@ -244,9 +244,13 @@ class Batcher:
 
     def _granted(self) -> None:
         self._asked = False
-        batch = self._cut(self.size)
+        batch: list[Piece] = []
+        try:
+            batch = self._cut(self.size)
+        finally:
+            if not batch:  # whatever went wrong here, other engines compute on this lane too
+                self._lanes.give()
         if not batch:
-            self._lanes.give()
             return
         started = time.perf_counter()
 
@@ -300,11 +304,10 @@ class Batcher:
 
     def _wanted(self, ticket: Ticket, now: float) -> bool:
         """Whether a ticket is still to be computed; one that expired or failed gives its room back here."""
-        if not ticket.settled and now >= ticket.deadline:
-            ticket.settle(Late("the deadline passed while the rows waited"))
-        if not ticket.settled:
+        if not ticket.settled and now < ticket.deadline:
             return True
-        self._abandon(ticket)
+        self._abandon(ticket)  # before anybody is told: who is may drop it at once, and it is in no queue here
+        ticket.settle(Late("the deadline passed while the rows waited"))
         return False
 
     def _together(self, piece: Piece, ticket: Ticket) -> bool:

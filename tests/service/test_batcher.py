@@ -290,6 +290,60 @@ async def test_an_expired_ticket_is_never_computed() -> None:
     assert not any((call["x"] == 7).any() for call in stub.calls)
 
 
+async def past(moment: float) -> None:
+    """Wait until the loop's clock says so."""
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_at(moment, passed.set)
+    await passed.wait()
+
+
+async def test_who_drops_a_ticket_when_told_that_it_is_late_holds_up_nobody() -> None:
+    """As a request does that is answered then and lets go of all it has: the lane and the room are given back."""
+    stub, told = Stub(), list[Problem | Answer]()
+    async with occupied(stub) as (batcher, held):
+        soon = asyncio.get_running_loop().time() + 0.01
+
+        def tell(found: Answer | Problem) -> None:
+            told.append(found)
+            batcher.drop(late)
+
+        late = batcher.post(rows(7), tell, deadline=soon)
+        await past(soon)
+        assert not told
+        stub.gate.set()
+        await held
+        async with asyncio.timeout(20):
+            assert (await batcher.submit(rows(1))).outputs["y"].item() == 2
+        assert [type(found) for found in told] == [Late]
+        assert batcher.waiting == 0
+
+
+async def test_a_mistake_in_telling_ends_its_room_and_gives_the_lane_back() -> None:
+    """Loudly; rooms of other engines go on, on the same lane."""
+    stub, pool = Stub(), Lanes(1)
+    one, other = (Batcher(Stubbed(PLAIN, stub.compute), pool, size=8, room=9, cost=Known(row=1e-9)) for _ in range(2))
+    tasks = [asyncio.create_task(batcher.serve()) for batcher in (one, other)]
+    await settled()
+    stub.gate.clear()
+    held = ask(other, 0)
+    await stub.busy()
+    soon = asyncio.get_running_loop().time() + 0.01
+
+    def tell(_: Answer | Problem) -> None:
+        raise ZeroDivisionError
+
+    one.post(rows(7), tell, deadline=soon)
+    await past(soon)
+    stub.gate.set()
+    await held
+    async with asyncio.timeout(20):
+        with pytest.raises(ZeroDivisionError):
+            await tasks[0]
+        assert (await other.submit(rows(1))).outputs["y"].item() == 2
+    tasks[1].cancel()
+    pool.close()
+
+
 async def test_a_deadline_that_cannot_be_met_is_refused_before_work_is_spent() -> None:
     """At a known pace, work that would end too late isn't begun."""
     stub = Stub()

@@ -81,6 +81,12 @@ def test_a_model_without_an_honest_score_is_refused(kind: str, why: str) -> None
         adapters.pythae(of_pythae(kind))
 
 
+def test_a_model_without_weights_is_refused_with_how_to_load_them() -> None:
+    """The meta device has shapes alone."""
+    with pytest.raises(Unusable, match=r"meta device.*load_state_dict"):
+        adapters.pythae(of_pythae("VAE", reconstruction_loss="bce").to("meta"))
+
+
 def test_a_class_of_your_own_is_refused_until_you_say_what_it_is() -> None:
     """A subclass may have changed the density; a module of another library is none of pythae's models."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.config import Unusable
+from training.own.parts import check_loaded
 
 Units = Mapping[str, float | Sequence[float] | NDArray[np.float64]]
 
@@ -31,6 +32,7 @@ class Arguments(TypedDict):
 
 def settled(module: nn.Module) -> nn.Module:
     """A copy in eval mode and float32 on the CPU, without gradients."""
+    check_loaded(type(module).__name__, module)
     return copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
 
 

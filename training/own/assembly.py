@@ -27,7 +27,7 @@ from training.own import given as stated
 from training.own import measures, tracing
 from training.own import prior as priors
 from training.own.given import DecoderGives, EncoderGives, Given
-from training.own.parts import LOCATED, MEANS, SCALED, DecoderPart, EncoderPart, Pair
+from training.own.parts import LOCATED, MEANS, SCALED, DecoderPart, EncoderPart, Pair, check_loaded
 from training.own.rows import Sample, dataset
 
 __all__ = ["export"]
@@ -247,11 +247,7 @@ def _copied(role: str, module: object) -> nn.Module:
         raise Unusable(
             f"{role}: is TorchScript, which isn't traced again; give the torch.nn.Module that it was made of"
         )
-    if any(held.is_meta for held in (*module.parameters(), *module.buffers())):
-        raise Unusable(
-            f"{role}: lies on torch's meta device, which has shapes and no weights; load them first: "
-            "module.to_empty(device='cpu'), then load_state_dict, or load_state_dict(…, assign=True)"
-        )
+    check_loaded(role, module)
     try:
         return copy.deepcopy(module).float().cpu().requires_grad_(False)
     except (TypeError, RuntimeError) as error:

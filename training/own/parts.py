@@ -23,6 +23,15 @@ SCALED = ("normal", "discretised_logistic")
 IN_FLOAT32 = ("bernoulli", "discretised_logistic")  # as the trainer's: these hold 5e-6 so, and are faster
 
 
+def check_loaded(role: str, module: nn.Module) -> None:
+    """Unusable for a module that has the shapes of its weights alone."""
+    if any(held.is_meta for held in (*module.parameters(), *module.buffers())):
+        raise Unusable(
+            f"{role}: lies on torch's meta device, which has shapes and no weights; load them first: "
+            "module.to_empty(device='cpu'), then load_state_dict, or load_state_dict(…, assign=True)"
+        )
+
+
 class EncoderPart(nn.Module):
     """u → its two outputs, flat, (n, d) each."""
 
