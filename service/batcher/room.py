@@ -30,6 +30,10 @@ from service.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
+PRUDENCE = (
+    1.5  # times what calls have cost of late that those before a newcomer are taken to need, if it has a deadline
+)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
@@ -147,11 +151,16 @@ class Batcher:
         asyncio.get_running_loop().call_soon(self._guarded, self._done, outputs, bank, 1, cost, seconds)
         return Answer(outputs, 0.0, seconds)
 
-    def check(self, rows: int = 0) -> None:
-        """Refuse at the door what there is no room for, or would wait too long for its turn; rows: decoder rows."""
+    def check(self, rows: int = 0, deadline: float = math.inf) -> None:
+        """Refuse at the door what there is no room for, or would wait too long for its turn; rows: decoder rows.
+
+        With a deadline also what would be late before its turn comes, by the loop's clock.
+        """
         if self._closed:
             raise NotReady("the model is being put away")
         waiting = self.waiting
+        if waiting and deadline < math.inf:
+            self._hold_to(deadline, self.turn, 0.0)
         if waiting and (wait := self.turn) > self._patience:
             said = f"newcomers wait {wait:.2g} s for their turn, more than {self._patience:.2g} s"
             raise Overloaded(said, retry_after=max(1.0, wait - self._patience))
@@ -164,16 +173,22 @@ class Batcher:
         self.check(ticket.uncut)
         if math.isinf(ticket.deadline):
             return
-        need = self._need(ticket)
-        if asyncio.get_running_loop().time() + need > ticket.deadline:
+        pieces = math.ceil(ticket.uncut / self.size)
+        own = self._cost.seconds(ticket.uncut, pieces) / min(self._lanes.count, pieces)
+        self._hold_to(ticket.deadline, self._wait(ticket), own)
+
+    def _hold_to(self, deadline: float, wait: float, own: float) -> None:
+        """Late where a deadline can't be met by what calls have cost of late; seconds before one's turn, and after."""
+        if asyncio.get_running_loop().time() + wait * PRUDENCE + own > deadline:
+            need = wait + own
             raise Late(f"the deadline can't be met: about {need:.3g} s of work come first", retry_after=max(1.0, need))
 
-    def _need(self, ticket: Ticket) -> float:
-        """Seconds until a newcomer is done: tickets take turns, so that it waits for no more of each than it brings."""
+    def _wait(self, ticket: Ticket) -> float:
+        """Seconds that come before a newcomer's: tickets take turns, so it waits for no more of each than it brings."""
         own = ticket.uncut
         before = min(self._waiting, self._turns if own <= self.size else own * (len(self._queue) + len(self._resting)))
-        calls = math.ceil((before + own) / self.size)
-        return self._cost.seconds(before + own, calls) / min(self._lanes.count, calls)
+        calls = math.ceil(before / self.size)
+        return self._cost.seconds(before, calls) / min(self._lanes.count, calls) if calls else 0.0
 
     def drop(self, ticket: Ticket) -> None:
         """The caller has its answer or has gone: what is left of the ticket is dropped and its room given back."""
@@ -304,11 +319,17 @@ class Batcher:
 
     def _wanted(self, ticket: Ticket, now: float) -> bool:
         """Whether a ticket is still to be computed; one that expired or failed gives its room back here."""
-        if not ticket.settled and now < ticket.deadline:
+        if not ticket.settled and now + self._last_call(ticket) < ticket.deadline:
             return True
         self._abandon(ticket)  # before anybody is told: who is may drop it at once, and it is in no queue here
-        ticket.settle(Late("the deadline passed while the rows waited"))
+        ticket.settle(Late("the deadline passed while the rows waited, or would before they are computed"))
         return False
+
+    def _last_call(self, ticket: Ticket) -> float:
+        """Seconds of the call that a ticket's last piece is likely to share: what is late is not worth computing."""
+        if math.isinf(ticket.deadline) or ticket.uncut > self.size:
+            return 0.0
+        return self._cost.seconds(min(self.size, max(ticket.uncut, self._waiting)))
 
     def _together(self, piece: Piece, ticket: Ticket) -> bool:
         """Whether a ticket's next piece can share a call: the same bank, at the same draws."""

@@ -60,7 +60,7 @@ class Described(Job):
         if operation.quick is None or len(content) > INLINE or heard.content_encoding or self._form != wire.JSON:
             return None
         started = time.perf_counter()
-        model.check()  # before a body is parsed that there is no time for
+        model.check(self._visit.errand.deadline)  # before a body is parsed that there is no time for
         body = desk.parse(heard, operation, model, content)
         held.resize(0 if body.array is None else body.array.nbytes)
         self._visit.parse = time.perf_counter() - started

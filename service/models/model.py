@@ -93,9 +93,9 @@ class Model:
         """The door to whole appraisals."""
         return self.doors[SCORE]
 
-    def check(self) -> None:
-        """Overloaded while who comes now to be scored would wait too long for a turn."""
-        self.scores.check()
+    def check(self, deadline: float = math.inf) -> None:
+        """Overloaded or Late while who comes now to be scored would wait too long for a turn."""
+        self.scores.check(deadline=deadline)
 
     def close(self) -> None:
         """Refuse newcomers and settle everyone who waits; what serves its doors ends."""

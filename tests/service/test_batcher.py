@@ -290,6 +290,38 @@ async def test_an_expired_ticket_is_never_computed() -> None:
     assert not any((call["x"] == 7).any() for call in stub.calls)
 
 
+async def test_those_before_a_newcomer_are_taken_to_need_more_than_of_late() -> None:
+    """Where all that are let in make it just in time by what calls cost, a little more makes all of them late."""
+    async with occupied(Stub(), pace=0.01) as (batcher, held):
+        others = ask(batcher, *range(8))
+        await settled()
+        now = asyncio.get_running_loop().time()
+        with pytest.raises(Late):
+            batcher.check(deadline=now + 0.1)
+        with pytest.raises(Late):
+            await batcher.submit(rows(9), deadline=now + 0.1)
+        batcher.check(deadline=now + 5)
+        batcher.check()
+        others.cancel()
+        await settled()
+        batcher.check(deadline=now + 0.1)
+        held.cancel()
+
+
+async def test_what_would_be_late_before_it_is_computed_is_not() -> None:
+    """Calls cost more by now than when it was let in: its time is left to those who can still make it."""
+    stub, told = Stub(), list[Problem | Answer]()
+    async with occupied(stub, pace=60.0) as (batcher, held):
+        batcher.post(rows(7), told.append, deadline=asyncio.get_running_loop().time() + 90.0)
+        batcher._cost.row = 120.0
+        stub.gate.set()
+        await held
+        async with asyncio.timeout(20):
+            assert (await batcher.submit(rows(2))).outputs["y"].item() == 4
+    assert [type(found) for found in told] == [Late]
+    assert not any((call["x"] == 7).any() for call in stub.calls)
+
+
 async def past(moment: float) -> None:
     """Wait until the loop's clock says so."""
     passed = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,8 @@ class Inferred(Job):
         if operation.quick is None or not small or heard.content_encoding:
             return None
         started = time.perf_counter()
-        served.model.check()
+        # Without a header the deadline may be named in the body.
+        served.model.check(math.inf if heard.timeout is None else self._visit.errand.deadline)
         wanted = self._wanted = parsed(content, None, heard.tensors_after, served, desk.limits)
         held.resize(wanted.nbytes)
         self._visit.parse = time.perf_counter() - started
