@@ -560,7 +560,7 @@ def test_who_leaves_while_nothing_is_read_takes_the_body_along(small: Path, adde
         for caller in callers[1:]:
             caller.sendall(inferring(body, **headers))
         wait_until(lambda: len(added) == 3)
-        entries = [one for one in gc.get_objects() if isinstance(one, Entry) and not one.gone]
+        entries = [one for one in gc.get_objects() if type(one) is Entry and not one.gone]
         callers[2].close()
         wait_until(lambda: [len(one.body) for one in entries if one.gone] == [0])
         gate.open()
