@@ -30,9 +30,7 @@ from service.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
-PRUDENCE = (
-    1.5  # times what calls have cost of late that those before a newcomer are taken to need, if it has a deadline
-)
+PRUDENCE = 1.5  # times what those before a newcomer have cost of late that they are taken to need, by its deadline
 
 
 @dataclass(frozen=True, slots=True)
