@@ -24,8 +24,8 @@ from tests.kit import (
     golden_rows,
     npy,
     open_house,
-    until_loaded,
     refused,
+    until_loaded,
 )
 
 pytestmark = pytest.mark.anyio
