@@ -54,11 +54,15 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> Reply:
         """Send a request and wait for all of its answer."""
+        return await self.send(request)
+
+    def send(self, request: bytes) -> asyncio.Future[Reply]:
+        """Send a request; what will be its answer."""
         if self._transport is None or self._transport.is_closing():
             raise ConnectionError("the server has closed the connection")
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return await self._answer
+        return self._answer
 
     def leave(self, request: bytes = b"") -> None:
         """Close; a request given is sent before, and nobody waits for its answer."""

@@ -32,7 +32,10 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return ENCODER.encode(line)
+
+
+ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps would make one for every line
 
 
 class Text(logging.Formatter):

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from starlette.requests import Request
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.errors import Late, Problem
@@ -172,11 +171,9 @@ class Call:
             return
         if self._job is not None:
             self._job.failed()
-        headers = list(self._heads.items())
-        scope = {"type": "http", "method": "POST", "path": self._route.path, "headers": headers, "visit": self.visit}
-        found = refusal(Request(scope), error)
-        heads = [b"%b: %b\r\n" % head for head in found.raw_headers if head[0] != b"content-length"]
-        self._write(found.status_code, b"".join(heads), bytes(found.body))
+        # No header of those that the front takes changes an error's answer.
+        found = refusal({"path": self._route.path, "headers": (), "visit": self.visit}, error)
+        self._write(found.status, found.lines, found.body)
 
     def _write(self, status: int, heads: bytes, text: bytes) -> None:
         """The whole answer, and what comes after it."""

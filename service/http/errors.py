@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 
 import orjson
@@ -36,6 +37,9 @@ STATUSES: Mapping[type[Exception], int] = {
 }
 
 
+TITLES = {status.value: status.phrase for status in HTTPStatus}
+
+
 class Gone(Exception):
     """The caller left before the answer; nothing is sent, and 499 is what the log calls it."""
 
@@ -45,23 +49,42 @@ def status_of(error: Exception) -> int:
     return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What an error is answered with; headers are by their names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def lines(self) -> bytes:
+        """The headers as lines, without the body's length."""
+        return "".join([f"{name}: {value}\r\n" for name, value in self.headers.items()]).encode("latin-1")
+
+    @property
+    def response(self) -> Response:
+        """The same as an app answers it."""
+        return Response(self.body, self.status, self.headers)
+
+
 async def answer_problem(request: Request, error: Exception) -> Response:
     """The answer to anything in our own tree of errors, and to a bug."""
-    return refusal(request, error)
+    return refusal(request.scope, error).response
 
 
-def refusal(request: Request, error: Exception) -> Response:
-    """The same for who doesn't wait."""
+def refusal(scope: Scope, error: Exception) -> Refusal:
+    """The same without an app: a refusal is to cost little, since overload is made of them."""
     status = status_of(error)
     if status == 500:
-        return _ours(request, error)
+        return _ours(scope, error)
     headers: dict[str, str] = {}
     if isinstance(error, errors.Unavailable):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["www-authenticate"] = "Bearer"
     faults = error.faults if isinstance(error, errors.Invalid) else ()
-    return problem(request, status, str(error), type(error).__name__, faults, headers)
+    return problem(scope, status, str(error), type(error).__name__, faults, headers)
 
 
 async def answer_http(request: Request, error: Exception) -> Response:
@@ -71,7 +94,8 @@ async def answer_http(request: Request, error: Exception) -> Response:
         404: f"there is nothing at {request.url.path}; /docs lists what there is",
         405: f"{request.method} is not offered at {request.url.path}",
     }.get(error.status_code, error.detail)
-    return problem(request, error.status_code, detail, "Unknown", (), dict(error.headers or {}))
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    return problem(request.scope, error.status_code, detail, "Unknown", (), headers).response
 
 
 async def answer_gone(_: Request, __: Exception) -> Response:
@@ -79,11 +103,11 @@ async def answer_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-def _ours(request: Request, error: Exception) -> Response:
+def _ours(scope: Scope, error: Exception) -> Refusal:
     """Our own mistake: the caller gets a reference, the log gets the rest."""
-    reference = request_id(request)
+    reference: str = scope["visit"].id
     log.error("reference %s", reference, exc_info=error)
-    return problem(request, 500, f"this is our mistake; its reference is {reference}", "Ours", (), {})
+    return problem(scope, 500, f"this is our mistake; its reference is {reference}", "Ours", (), {})
 
 
 def speaks_v2(scope: Scope) -> bool:
@@ -92,35 +116,30 @@ def speaks_v2(scope: Scope) -> bool:
     return path == "/v2" or path.startswith("/v2/")
 
 
-def request_id(request: Request) -> str:
-    """The id that telemetry gave the request."""
-    return str(request.scope["visit"].id)
-
-
 def problem(
-    request: Request,
+    scope: Scope,
     status: int,
     detail: str,
     kind: str,
     faults: tuple[errors.Fault, ...],
     headers: dict[str, str],
-) -> Response:
+) -> Refusal:
     """A problem body, RFC 9457, or the Open Inference Protocol's where that is spoken.
 
     The connection stays: the server reads what is left of a body and throws it away, where closing would reset the
     connection under a client that still sends, before it has seen the answer. One that waits for 100-continue may
     not send its body at all, and then nobody knows where the next request begins.
     """
-    if "expect" in request.headers:
-        headers = {**headers, "Connection": "close"}
-    if speaks_v2(request.scope):
-        return Response(orjson.dumps({"error": detail}), status, headers, media_type="application/json")
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        headers = {**headers, "connection": "close"}
+    if speaks_v2(scope):
+        return Refusal(status, {**headers, "content-type": "application/json"}, orjson.dumps({"error": detail}))
     body = {
         "type": f"urn:vae-serve:problem:{kind.lower()}",
-        "title": HTTPStatus(status).phrase,
+        "title": TITLES[status],
         "status": status,
         "detail": detail,
         "errors": [{"pointer": fault.pointer, "reason": fault.reason} for fault in faults],
-        "request_id": request_id(request),
+        "request_id": scope["visit"].id,
     }
-    return Response(orjson.dumps(body), status, headers, media_type="application/problem+json")
+    return Refusal(status, {**headers, "content-type": "application/problem+json"}, orjson.dumps(body))

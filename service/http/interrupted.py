@@ -6,9 +6,7 @@ import time
 import uuid
 from email.utils import formatdate
 from functools import cache
-from typing import Any
 
-from starlette.requests import Request
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.errors import Interrupted
@@ -28,18 +26,11 @@ def interrupted(v2: bool) -> bytes:
 def _for_nobody(v2: bool) -> bytes:
     """The same under an id that is nobody's: whoever answers has many to answer at once, and is gone soon."""
     visit = Visit(NOBODY.decode(), time.perf_counter())
-    scope: dict[str, Any] = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v2" if v2 else "/v1",
-        "headers": [],
-        "visit": visit,
-    }
-    found = refusal(Request(scope), Interrupted(SAID))
-    heads = [
-        (b"date", formatdate(usegmt=True).encode()),
-        *found.raw_headers,
-        (b"x-request-id", visit.id.encode()),
-        (b"connection", b"close"),
-    ]
-    return b"".join((STATUS_LINE[found.status_code], *(b"%b: %b\r\n" % head for head in heads), b"\r\n", found.body))
+    found = refusal({"path": "/v2" if v2 else "/v1", "headers": (), "visit": visit}, Interrupted(SAID))
+    heads = (
+        b"date: %b\r\n" % formatdate(usegmt=True).encode(),
+        b"content-length: %d\r\n" % len(found.body),
+        found.lines,
+        b"x-request-id: %b\r\nconnection: close\r\n" % NOBODY,
+    )
+    return b"".join((STATUS_LINE[found.status], *heads, b"\r\n", found.body))

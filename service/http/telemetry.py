@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prometheus_client import Counter, Histogram
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.door import Door, Era
-from service.http.errors import answer_problem
+from service.http.errors import refusal
+from service.http.sparing import Sparing
 from service.metrics import Metrics
 from service.models import Model
 from service.operations import Errand
 
 log = logging.getLogger("service.access")
 
+LINES = 16  # of requests refused with one status, in a second: overload or a stranger could fill the log with them
 ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -84,6 +85,7 @@ class Books:
         self._counted: dict[tuple[str, str, int], Counter] = {}
         self._timed: dict[str, Histogram] = {}
         self._rows: dict[tuple[str, str], Counter] = {}
+        self._sparing = Sparing(LINES, _left_out)
 
     def open(self, named: bytes | None) -> Visit:
         """A request has come, which may have an id of its own; it is kept if it is a decent one."""
@@ -144,7 +146,7 @@ class Books:
 
     def _log(self, visit: Visit, method: str, path: str, seconds: float) -> None:
         probe = visit.operation in ("livez", "readyz")  # whoever probes sees the answer; a line a second helps nobody
-        if self._access == "errors" and (visit.status < 400 or probe):
+        if self._access == "errors" and (visit.status < 400 or probe or not self._sparing.admits(str(visit.status))):
             return
         fields = {
             "id": visit.id,
@@ -156,6 +158,11 @@ class Books:
         }
         level = logging.WARNING if visit.status >= 500 else logging.INFO
         log.log(level, "request", extra={"fields": fields})
+
+
+def _left_out(status: str, count: int) -> None:
+    """Say how many requests have no line of their own."""
+    log.info("more requests", extra={"fields": {"status": int(status), "count": count}})
 
 
 class Telemetry:
@@ -179,7 +186,7 @@ class Telemetry:
             # Nothing but a bug comes here: errors of ours were answered inside.
             if visit.status:
                 raise  # half an answer is out; the server can only hang up
-            await (await answer_problem(Request(scope), error))(scope, receive, stamped)
+            await refusal(scope, error).response(scope, receive, stamped)
         finally:
             self._books.close(visit, scope["method"], scope["path"])
 

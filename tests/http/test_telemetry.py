@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -9,8 +10,9 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.http import sparing
 from service.logs import JsonLines
-from tests.kit import House, digits
+from tests.kit import PATIENCE, House, digits
 
 pytestmark = pytest.mark.anyio
 
@@ -102,3 +104,31 @@ async def test_a_refusal_is_one_line_in_the_log(house: House, caplog: pytest.Log
     (record,) = [record for record in caplog.records if record.name == "service.access"]
     line = json.loads(JsonLines().format(record))
     assert (line["id"], line["method"], line["path"], line["status"]) == ("seen", "POST", "/v1/models/tiny/score", 422)
+
+
+async def test_many_refusals_in_a_second_are_few_lines_and_a_count(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody fills the disk by asking for nonsense; every refusal is counted, and other statuses have their lines."""
+    books = house.app.state.front.books
+    monkeypatch.setattr(sparing, "SECOND", 1000.0)  # the second is over when this test says so
+    monkeypatch.setattr(books, "_sparing", sparing.Sparing(3, books._sparing._say))
+    with caplog.at_level(logging.INFO, "service.access"):
+        for _ in range(8):
+            await house.ask("tiny/score", {})
+        await house.ask("nobody/score", BODY)
+        books._sparing.tell()  # as it does once the second is over
+        await house.ask("tiny/score", {})
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.name == "service.access"]
+    told = [(line["message"], line["status"], line.get("count")) for line in lines]
+    each = ("request", 422, None)
+    assert told == [each, each, each, ("request", 404, None), ("more requests", 422, 5), each]
+
+
+async def test_what_was_left_out_is_said_once_its_second_is_over() -> None:
+    """By a clock, so also where nobody is refused any more."""
+    said = asyncio.get_running_loop().create_future()
+    lines = sparing.Sparing(1, lambda *found: said.set_result(found))
+    assert [lines.admits("a") for _ in range(3)] == [True, False, False]
+    assert await asyncio.wait_for(said, PATIENCE) == ("a", 2)
+    assert lines.admits("a")
