@@ -7,20 +7,23 @@ from collections.abc import Iterator
 
 def fields(content: bytes, at: int, end: int) -> Iterator[tuple[int, int | slice]]:
     """The fields of a protobuf message: a number for a varint, a slice of content for anything with a length."""
-    while at < end:
-        tag, at = varint(content, at)
-        number, wire = tag >> 3, tag & 7
+    while at < end:  # most tags and lengths are a byte, which is not worth a call
+        tag, at = (content[at], at + 1) if content[at] < 0x80 else varint(content, at)
+        wire = tag & 7
         value: int | slice
-        if wire == 0:
-            value, at = varint(content, at)
-        elif wire in (1, 2, 5):
-            size, at = varint(content, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+        if wire == 2:
+            size, at = (content[at], at + 1) if content[at] < 0x80 else varint(content, at)
+            value, at = slice(at, at + size), at + size
+        elif wire == 0:
+            value, at = (content[at], at + 1) if content[at] < 0x80 else varint(content, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
             value, at = slice(at, at + size), at + size
         else:
             raise ValueError("a group, which ONNX has none of")
         if at > end or tag >= 1 << 32:
             raise ValueError("a field past its message's end, or past what can be one")
-        yield number, value
+        yield tag >> 3, value
 
 
 def varint(content: bytes, at: int) -> tuple[int, int]:
