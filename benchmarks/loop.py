@@ -31,6 +31,7 @@ from benchmarks.serving import say
 from benchmarks.soak import MODELS
 from service import __main__ as command
 from service.lanes import Lanes, cores
+from service.serving import run, settle
 from service.settings import Settings
 
 SMALL = 16_384  # bytes of a body that says something of few rows
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             leave.set()
 
     leave = threading.Event()
-    command.settle()
+    settle()
     threading.Thread(target=ask, daemon=True).start()
     asyncio.run(until(leave, listener))
     report(found, asked.longest)
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def until(leave: threading.Event, listener: socket.socket) -> None:
     """Serve until told to leave."""
-    serving = asyncio.create_task(command.run(Settings(models=MODELS, welcome=False, drain_grace_ms=0), [listener]))
+    serving = asyncio.create_task(run(Settings(models=MODELS, welcome=False, drain_grace_ms=0), [listener]))
     while not leave.is_set() and not serving.done():  # noqa: ASYNC110  a thread can't set an asyncio event
         await asyncio.sleep(0.05)
     if not serving.done():

@@ -3,189 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import gc
 import json
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
-import uvicorn
-from fastapi import FastAPI
-
-from service import app as parts
-from service import inventory, logs, welcome
-from service.app import build
+from service import inventory, logs
+from service.ahead import Ahead, standard_opener
 from service.artifact import Manifest
-from service.door import Door
 from service.errors import Problem
-from service.http.interrupted import interrupted
-from service.lanes import Lanes
 from service.settings import Settings, SettingsError, load
-from service.workers import House, Member, Source, Stock, Supervisor, count, obstacle, share
-
-log = logging.getLogger(__name__)
+from service.workers import Member, Source, Stock, Supervisor, count, obstacle, share
 
 OFFLINE = {
     "score": ("draws", "seed", "alpha", "fdr", "correction", "confidence", "explain", "conditionals"),
     "evidence": ("draws", "seed", "confidence"),
 }
-
-
-class Server(uvicorn.Server):
-    """uvicorn without its signal handlers: it would close its listener at once, and we drain first."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to us."""
-        yield
-
-
-async def run(settings: Settings, listeners: list[socket.socket], member: Member | None = None) -> int:
-    """Serve until told to stop, as one process or as a member of a group; the exit status."""
-    door = Door()
-    app = build(settings, door=door, member=member)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http=app.state.front.protocol(),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=75,  # longer than the idle timeout of common load balancers, which then close first
-        timeout_graceful_shutdown=1,  # whoever is inside has been told by then
-    )
-    server = Server(config)
-    watch(app.state.lanes, settings.stall_ms / 1e3)
-    serving = asyncio.create_task(server.serve(listeners))
-    if member:
-        join(member, app, server, settings)
-    else:
-        own_signals(door, settings)
-        if settings.welcome:
-            door.spawn("welcome", welcome.greet(app.state.models, server))
-    ended = asyncio.create_task(door.ended.wait())
-    await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
-    app.state.models.close()
-    server.should_exit = True
-    await serving
-    status = 1 if door.fault or not server.started else 0
-    if door.fault:
-        print(f"vae-serve: {door.fault}", file=sys.stderr)
-    if not await idle(app.state.lanes):
-        leave(status)
-    return status
-
-
-def watch(lanes: Lanes, limit: float) -> None:
-    """End the process if the loop itself computes for longer than an engine call may: nobody can be answered then.
-
-    Small batches are computed there. One that stalls would stop the signals and /livez with it.
-    """
-
-    def look() -> None:
-        while lanes.longest_here() < limit:
-            time.sleep(min(1.0, limit / 4))
-        log.critical("an engine call on the event loop has taken more than %.3g s; ending", limit)
-        leave(1)
-
-    threading.Thread(target=look, name="watch", daemon=True).start()
-
-
-def join(member: Member, app: FastAPI, server: Server, settings: Settings) -> None:
-    """Be looked after by the group's supervisor."""
-    door: Door = app.state.door
-    door.leaving = member.porter  # so that nobody keeps a connection to it
-
-    def stop_listening() -> None:
-        for listening in server.servers:
-            listening.close()
-
-    def hang_up() -> bool:
-        for connection in list(server.server_state.connections):
-            connection.shutdown()
-        return bool(server.server_state.connections)
-
-    def count_inside(inside: int) -> None:
-        app.state.metrics.inside.set(inside)
-        app.state.metrics.share()
-
-    house = House(
-        door,
-        app.state.models,
-        app.state.lanes,
-        count_inside,
-        lambda: server.started,
-        stop_listening,
-        hang_up,
-        partial(welcome.greet, app.state.models, server),
-        settings.drain_limit_ms / 1e3,
-    )
-    member.attend(house)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, member.terminated)
-
-
-async def idle(lanes: Lanes, patience: float = 1.0) -> bool:
-    """Whether the engine calls end by themselves; a last one, whose caller has gone, is given a moment."""
-    clock = asyncio.get_running_loop().time
-    end = clock() + patience
-    while lanes.longest() > 0 and clock() < end:  # noqa: ASYNC110  a call can't say that it ends
-        await asyncio.sleep(0.01)
-    return lanes.longest() <= 0
-
-
-def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A listening socket; OSError where there is none to be had, which uvicorn would make a traceback of.
-
-    shared: others listen there too, and whoever comes is sent to one of them.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)  # as clients do with `localhost`
-    both = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=both, reuse_port=shared)
-
-
-def listen_together(host: str, port: int, count: int) -> list[socket.socket]:
-    """So many listening sockets on one port."""
-    with listen(host, port) as probe:  # which fails where another listens, also one that would share
-        port = probe.getsockname()[1]
-    return [listen(host, port, shared=True) for _ in range(count)]
-
-
-def leave(status: int) -> NoReturn:
-    """End the process though an engine call has not ended: the interpreter would wait for its thread for ever."""
-    log.warning("an engine call would not end and is left behind")
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(status)
-
-
-def own_signals(door: Door, settings: Settings) -> None:
-    """SIGTERM drains, with its grace; ^C drains without; either, again, ends it now."""
-    loop = asyncio.get_running_loop()
-    grace, limit = settings.drain_grace_ms / 1e3, settings.drain_limit_ms / 1e3
-
-    def stop(name: str, grace: float) -> None:
-        if door.state != "open":
-            log.warning("%s again: ending now", name)
-            door.ended.set()
-            return
-        log.info("%s", name)
-        door.spawn("drain", door.drain(grace, limit))
-
-    loop.add_signal_handler(signal.SIGTERM, stop, "SIGTERM", grace)
-    loop.add_signal_handler(signal.SIGINT, stop, "SIGINT", 0.0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,32 +63,47 @@ def serve(settings: Settings) -> int:
         print(f"vae-serve: can't listen on {settings.host}:{settings.port}: {said}", file=sys.stderr)
         return 1
     if workers == 1:
-        return work(settings, listeners)
-    source = Source(settings.models, parts.standard_opener(settings), settings.state, settings.drift_false_alarm)
-    return Supervisor(
-        settings, Stock(source), listeners, partial(member_work, share(settings, workers)), interrupted
-    ).run()
+        return alone(settings, listeners)
+    return together(settings, listeners)
 
 
-def member_work(settings: Settings, member: Member) -> int:
-    """What a process of the group does; its exit status."""
-    logs.configure(settings.log_level, settings.log_format, worker=member.name, pid=os.getpid())
-    return work(settings, member.listeners, member)
+def alone(settings: Settings, listeners: list[socket.socket]) -> int:
+    """Serve in this process; the exit status. Models are opened while what serves them is imported."""
+    ahead = Ahead(settings)
+    from service.serving import work
+
+    return work(settings, listeners, ahead=ahead)
 
 
-def work(settings: Settings, listeners: list[socket.socket], member: Member | None = None) -> int:
-    """Serve in this process; the exit status."""
-    import uvloop
+def together(settings: Settings, listeners: list[socket.socket]) -> int:
+    """Serve in a process for each listener; the exit status. What they share is imported before they are forked."""
+    from service.http.interrupted import interrupted
+    from service.serving import work
 
-    settle()
-    return uvloop.run(run(settings, listeners, member))
+    def member_work(member: Member) -> int:
+        logs.configure(settings.log_level, settings.log_format, worker=member.name, pid=os.getpid())
+        return work(share(settings, len(listeners)), member.listeners, member=member)
+
+    source = Source(settings.models, standard_opener(settings), settings.state, settings.drift_false_alarm)
+    return Supervisor(settings, Stock(source), listeners, member_work, interrupted).run()
 
 
-def settle() -> None:
-    """Have Python look for garbage seldom, and not among what is loaded by now."""
-    gc.collect()
-    gc.freeze()  # it stays; going through it again and again would only hold requests up
-    gc.set_threshold(50_000, 20, 50)  # a request leaves few cycles behind
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; OSError where there is none to be had, which uvicorn would make a traceback of.
+
+    shared: others listen there too, and whoever comes is sent to one of them.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)  # as clients do with `localhost`
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=both, reuse_port=shared)
+
+
+def listen_together(host: str, port: int, count: int) -> list[socket.socket]:
+    """So many listening sockets on one port."""
+    with listen(host, port) as probe:  # which fails where another listens, also one that would share
+        port = probe.getsockname()[1]
+    return [listen(host, port, shared=True) for _ in range(count)]
 
 
 def offline(settings: Settings, asked: argparse.Namespace) -> int:

@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
+from service.ahead import Ahead, standard_opener, together
 from service.artifact import Manifest
 from service.batcher import BatchReport
 from service.door import Door
-from service.engine import Engine, Plan, may_be_cuda, open_engine
+from service.engine import Engine
 from service.errors import EngineLost, Problem
 from service.http import (
     admin,
@@ -60,11 +61,16 @@ V2 = tuple(chain(*(module.OPERATIONS for module in (scores, latents, samples, ev
 
 
 def build(
-    settings: Settings, *, opener: Opener | None = None, door: Door | None = None, member: Member | None = None
+    settings: Settings,
+    *,
+    opener: Opener | None = None,
+    door: Door | None = None,
+    ahead: Ahead | None = None,
+    member: Member | None = None,
 ) -> FastAPI:
-    """The service as an ASGI app. opener and door are given by tests and by the command line.
+    """The service as an ASGI app. opener, door and ahead are given by tests and by the command line.
 
-    member is what this process is of a group, which then has the models opened already.
+    ahead has begun to open the models. member is what this process is of a group, which then has them opened already.
     """
     door = door or Door()
     metrics = Metrics(Group(member.folder, member.slot, member.processes) if member else None)
@@ -81,7 +87,7 @@ def build(
     workshop = _workshop(settings, opener or standard_opener(settings), lanes, metrics)
     workshop = replace(workshop, closed=closed)
     passed = partial(_passed, door, settings.max_timeout_ms / 1e3)
-    look = member.look if member else None
+    look = member.look if member else ahead.look if ahead else None
     repository = Repository(models, settings.models, workshop, door.spawn, passed, look)
 
     @asynccontextmanager
@@ -130,14 +136,6 @@ def build(
     return app
 
 
-def standard_opener(settings: Settings) -> Opener:
-    """What opens an artifact's graphs unless something else is given."""
-    memory = settings.gpu_memory_mb * 2**20 or None
-    plan = Plan(settings.buckets, settings.batch, settings.cuda_graphs, memory)
-    opener = partial(open_engine, device=settings.device)
-    return opener if plan == Plan() else partial(opener, plan=plan)
-
-
 def _served(models: Models, repository: Repository, member: Member | None) -> AbstractAsyncContextManager[None]:
     """The models, served: what lies in the folder, what the group has opened, or for its porter nothing yet."""
     if member and member.porter:
@@ -155,7 +153,7 @@ def _workshop(settings: Settings, opener: Opener, lanes: Lanes, metrics: Metrics
         settings.waiting,
         settings.waiting_ms / 1e3,
         settings.inline_us / 1e6,
-        1 if may_be_cuda(settings.device) else min(lanes.count, cores()),  # a device's are captured one by one
+        together(settings),
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         refused=partial(_count_refused, metrics),

@@ -114,8 +114,10 @@ class Repository:
 
         async def open_one(key: Key, take: Callable[[], Opened | str]) -> None:
             async with free:
-                await asyncio.to_thread(self._look, key)
+                digest = await asyncio.to_thread(self._look, key)
                 await self._open(key, take)
+                if (served := self._models.served(key)) and served.digest != digest:
+                    del self._seen[key]  # it was opened before that look, and has changed since: the next one sees it
 
         async with self._turn:
             opening = [asyncio.create_task(open_one(*item)) for item in sorted(shelf.items(), key=lambda item: item[0])]

@@ -50,7 +50,16 @@ ARROWS = {
     "http.v2": LEAVES | {"models", "metrics"},
     "http.v2.tally": LEAVES | {"metrics"},
 }
-ANYTHING = {"app", "check", "__main__", "inventory", "offline", "welcome"}  # the doorsteps: they put the parts together
+ANYTHING = {
+    "app",
+    "check",
+    "__main__",
+    "ahead",
+    "inventory",
+    "offline",
+    "serving",
+    "welcome",
+}  # the doorsteps: they put the parts together
 
 
 def modules(package: str) -> list[Path]:
@@ -108,9 +117,32 @@ def test_every_folder_of_code_is_a_package_that_is_installed() -> None:
 def test_only_the_wire_and_the_app_know_fastapi() -> None:
     """The rest could be spoken to in another way."""
     for path in modules("service"):
-        if own(path).startswith("http") or own(path) in ("app", "__main__", "welcome"):
+        if own(path).startswith("http") or own(path) in ("app", "serving", "welcome"):
             continue
         assert not [name for name in imports(path) if name.split(".")[0] in ("fastapi", "starlette", "uvicorn")], path
+
+
+# What the command line imports, and then what opening every artifact imports besides.
+OPENS = """
+import sys
+import service.__main__
+from service.ahead import standard_opener
+from service.models import on_disk
+from service.settings import Settings
+
+before = set(sys.modules)
+settings = Settings(_env_file=None, device="cpu")
+opened = [take() for take in on_disk(settings.models, standard_opener(settings)).values()]
+assert len(opened) > 3
+print(sorted({name.split(".")[0] for name in set(sys.modules) - before} - {"encodings"}))
+print(sorted({"fastapi", "starlette", "uvicorn"} & set(sys.modules)))
+"""
+
+
+def test_whoever_opens_artifacts_imports_nothing() -> None:
+    """They are opened while another thread imports the framework: two could wait for one another's modules."""
+    found = subprocess.run([sys.executable, "-c", OPENS], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert found.stdout.splitlines()[-2:] == ["[]", "[]"]
 
 
 def test_no_module_outgrows_its_room() -> None:

@@ -28,7 +28,7 @@ ASKED = (
 # The service, with an engine whose device is lost in a score of four rows.
 LOSES = """
 import sys
-from service import __main__, app, engine
+from service import __main__, ahead, engine
 from service.errors import EngineLost
 
 class Losing(engine.Engine):
@@ -42,11 +42,11 @@ class Losing(engine.Engine):
             raise EngineLost(Losing.gone)
         return super().compute(graph, feeds)
 
-def losing(found, device, opened=app.open_engine):
+def losing(found, device, opened=ahead.open_engine):
     engine = opened(found, device)
     return Losing(engine.device, engine.providers, engine.fallback, engine.sessions)
 
-app.open_engine = losing
+ahead.open_engine = losing
 sys.exit(__main__.main(["serve"]))
 """
 

@@ -34,7 +34,7 @@ CALLERS = 8
 # The service, with an engine that never comes back from a score of four rows.
 STUCK = """
 import sys, threading
-from service import __main__, app, engine
+from service import __main__, ahead, engine
 
 class Stuck(engine.Engine):
     def compute(self, graph, feeds):
@@ -42,11 +42,11 @@ class Stuck(engine.Engine):
             threading.Event().wait()
         return super().compute(graph, feeds)
 
-def stuck(found, device, opened=app.open_engine):
+def stuck(found, device, opened=ahead.open_engine):
     engine = opened(found, device)
     return Stuck(engine.device, engine.providers, engine.fallback, engine.sessions)
 
-app.open_engine = stuck
+ahead.open_engine = stuck
 sys.exit(__main__.main(["serve"]))
 """
 

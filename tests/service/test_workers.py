@@ -33,7 +33,7 @@ SCORE = "/v1/models/tiny/score"
 # The service, changed by what is put in place of CHANGE.
 CHANGED = """
 import fcntl, os, resource, signal, sys, threading
-from service import __main__, app, engine
+from service import __main__, ahead, engine
 from service.workers import member
 
 class Stuck(engine.Engine):
@@ -42,11 +42,11 @@ class Stuck(engine.Engine):
             threading.Event().wait()
         return super().compute(graph, feeds)
 
-def stuck(found, device, opened=app.open_engine):
+def stuck(found, device, opened=ahead.open_engine):
     engine = opened(found, device)
     return Stuck(engine.device, engine.providers, engine.fallback, engine.sessions)
 
-def slow(found, device, opened=app.open_engine):
+def slow(found, device, opened=ahead.open_engine):
     with open(os.environ["GATE"]) as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
     return opened(found, device)
@@ -380,7 +380,7 @@ def test_a_worker_that_is_killed_is_replaced(small: Path) -> None:
 def test_a_worker_that_stalls_or_is_told_to_end_is_replaced(small: Path) -> None:
     """By one that answers, whether its loop stands still, its engine doesn't come back, or it alone is told."""
     with (
-        group(small, changed("app.open_engine = stuck"), stall_ms="1500", inline_us="0") as found,
+        group(small, changed("ahead.open_engine = stuck"), stall_ms="1500", inline_us="0") as found,
         ThreadPoolExecutor(1) as pool,
     ):
         ways: dict[str, Callable[[int], object]] = {
@@ -455,7 +455,7 @@ def test_before_anything_is_opened_the_service_answers(small: Path, tmp_path: Pa
     try:
         with ThreadPoolExecutor(1) as pool:
             looking = pool.submit(look, port)
-            with group(small, changed("app.open_engine = slow"), port=port, access_log="none") as found:
+            with group(small, changed("ahead.open_engine = slow"), port=port, access_log="none") as found:
                 statuses = [answer.status_code for answer in looking.result(PATIENCE)]
                 assert statuses == sorted(statuses, reverse=True)
                 assert set(statuses) <= {200, 503}
@@ -606,7 +606,7 @@ def test_nobody_is_judged_by_a_silence_that_is_the_supervisors_own(
     models, gate = tmp_path / "models", (tmp_path / "gate").open("w")
     shutil.copytree(COMMITTED / "tiny", models / "tiny")
     monkeypatch.setenv("GATE", gate.name)
-    with group(models, changed("app.open_engine = slow"), stall_ms="1000") as found, gate:
+    with group(models, changed("ahead.open_engine = slow"), stall_ms="1000") as found, gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         put(models, tmp_path, 2)
         found.process.send_signal(signal.SIGHUP)
