@@ -17,7 +17,7 @@ from service.errors import EngineFailed
 
 SCORE = "score"  # the door to a whole appraisal, beside those to the graphs
 WARM = 64  # decoder rows, at the most, in the larger of the calls that a graph's cost is first taken from
-TAKEN = 3  # calls of each size, of which the fastest counts
+TAKEN = 3  # calls of each size after a first, of which the fastest counts
 LONG = 0.01  # seconds of calls that are enough, however few or small: what disturbs one is little beside that
 ENDLESS = 1 << 40
 # What a run is cut to on a CPU: what lies between a graph's layers then stays in the core's own cache, and the memory
@@ -88,11 +88,10 @@ def cost(found: Artifact, engine: Engine, name: str) -> Cost:
 
     def least(count: int) -> float:
         stacked = {key: _repeat(array, count) if key in graph.rows else array for key, array in feeds.items()}
-        engine.compute(name, stacked)  # the first call pays for what later ones find ready
         times = [_timed(engine, name, stacked)]
-        while len(times) < TAKEN and sum(times) < LONG:
+        while len(times) <= TAKEN and sum(times) < LONG:
             times.append(_timed(engine, name, stacked))
-        return min(times)
+        return min(times[1:] or times)  # the first pays for what later ones find ready, which is little if it is long
 
     alone = least(1)
     many = max(2, min(WARM // draws, int(LONG / max(alone, 1e-9))))
