@@ -20,14 +20,18 @@ class Ahead:
 
     def __init__(self, settings: Settings) -> None:
         shelf = on_disk(settings.models, standard_opener(settings), settings.state, settings.drift_false_alarm)
-        pool = ThreadPoolExecutor(together(settings), "ahead")
+        self._pool = pool = ThreadPoolExecutor(together(settings), "ahead")
         self._shelf = {key: pool.submit(take).result for key, take in sorted(shelf.items(), key=lambda item: item[0])}
-        pool.shutdown(wait=False)
+        pool.shutdown(wait=False)  # its threads go once all is opened
 
     def look(self) -> Shelf:
         """What there is, once: who has taken an artifact is the only one who holds it."""
         shelf, self._shelf = self._shelf, {}
         return shelf
+
+    def close(self) -> None:
+        """Open no more: the interpreter ends once nobody opens anything."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def standard_opener(settings: Settings) -> Opener:

@@ -84,6 +84,8 @@ async def run(
             door.spawn("welcome", welcome.greet(app.state.models, server))
     ended = asyncio.create_task(door.ended.wait())
     await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if ahead:
+        ahead.close()
     app.state.models.close()
     server.should_exit = True
     await serving

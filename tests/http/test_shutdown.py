@@ -19,6 +19,7 @@ from tests.kit import (
     ROOT,
     Gate,
     configured,
+    copied,
     digits,
     environment,
     open_house,
@@ -47,6 +48,20 @@ def stuck(found, device, opened=ahead.open_engine):
     return Stuck(engine.device, engine.providers, engine.fallback, engine.sessions)
 
 ahead.open_engine = stuck
+sys.exit(__main__.main(["serve"]))
+"""
+
+# The service, whose engines are opened once its standard input has ended.
+SLOW = """
+import sys
+from service import __main__, ahead
+
+def slow(found, device, opened=ahead.open_engine):
+    print("opening", flush=True)
+    sys.stdin.read()
+    return opened(found, device)
+
+ahead.open_engine = slow
 sys.exit(__main__.main(["serve"]))
 """
 
@@ -223,3 +238,25 @@ async def test_closed_the_door_refuses_and_what_is_inside_is_answered(small: Pat
         gate.open()
         assert [(await task).content for task in inside] == [wanted] * 5
         await draining
+
+
+def test_whoever_ends_while_models_are_opened_opens_no_more(tmp_path: Path) -> None:
+    """SIGTERM at the start: the one that is being opened is, since nothing stops the runtime, and the others aren't."""
+    for version in (1, 2, 3):
+        copied("slow", tmp_path, version=version)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    livez = f"http://127.0.0.1:{port}/livez"
+    settings = environment(models=str(tmp_path), port=str(port), device="cpu", lanes="1", drain_grace_ms="0")
+    command, pipe = [sys.executable, "-c", SLOW], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=settings, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "opening\n"
+        wait_until(lambda: _status(livez) == 200)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: _status(livez) == 0)
+        process.stdin.close()
+        assert _ended(process) == 0
+        assert "opening" not in process.stdout.read()
