@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -114,7 +115,7 @@ def problem(
     if "expect" in request.headers:
         headers = {**headers, "Connection": "close"}
     if speaks_v2(request.scope):
-        return Response(orjson.dumps({"error": detail}), status, headers, media_type="application/json")
+        return Response(_written({"error": detail}), status, headers, media_type="application/json")
     body = {
         "type": f"urn:vae-serve:problem:{kind.lower()}",
         "title": HTTPStatus(status).phrase,
@@ -123,4 +124,12 @@ def problem(
         "errors": [{"pointer": fault.pointer, "reason": fault.reason} for fault in faults],
         "request_id": request_id(request),
     }
-    return Response(orjson.dumps(body), status, headers, media_type="application/problem+json")
+    return Response(_written(body), status, headers, media_type="application/problem+json")
+
+
+def _written(body: Mapping[str, object]) -> bytes:
+    """JSON of what may quote the caller; a half of a character in it, which UTF-8 can't hold, is a question mark."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")

@@ -78,6 +78,8 @@ SAME: list[tuple[str, bytes, dict[str, str]]] = [
     ("tiny/sample", b'{"seed": 9}', {"accept": NPZ}),
     ("tiny/evidence", json.dumps({"inputs": X.tolist(), "draws": 64}).encode(), {}),
     ("tiny/score", b"", {}),
+    ("tiny/score", b'{"\\ud800": 1, "\\ud800": 1}', {}),
+    ("tiny/encode", b'{"\\ud800": 1, "\\ud800": 1}', {}),
     ("tiny/score", b"{", {}),
     ("tiny/score", b"[]", {}),
     ("tiny/score", b'{"inputs": [[[1]]], "what": 3}', {}),
