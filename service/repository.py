@@ -127,6 +127,8 @@ class Repository:
                 for task in opening:
                     task.cancel()
                 await asyncio.gather(*opening, return_exceptions=True)
+        for reason in self._models.unready():  # nobody may be asking /readyz
+            log.warning("not ready: %s", reason)
 
     def _on_disk(self) -> Shelf:
         shop = self._workshop

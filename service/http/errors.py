@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -133,7 +134,7 @@ def problem(
     if any(name == b"expect" for name, _ in scope["headers"]):
         headers = {**headers, "connection": "close"}
     if speaks_v2(scope):
-        return Refusal(status, {**headers, "content-type": "application/json"}, orjson.dumps({"error": detail}))
+        return Refusal(status, {**headers, "content-type": "application/json"}, _written({"error": detail}))
     body = {
         "type": f"urn:vae-serve:problem:{kind.lower()}",
         "title": TITLES[status],
@@ -142,4 +143,12 @@ def problem(
         "errors": [{"pointer": fault.pointer, "reason": fault.reason} for fault in faults],
         "request_id": scope["visit"].id,
     }
-    return Refusal(status, {**headers, "content-type": "application/problem+json"}, orjson.dumps(body))
+    return Refusal(status, {**headers, "content-type": "application/problem+json"}, _written(body))
+
+
+def _written(body: Mapping[str, object]) -> bytes:
+    """JSON of what may quote the caller; a half of a character in it, which UTF-8 can't hold, is a question mark."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")

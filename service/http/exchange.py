@@ -216,13 +216,12 @@ def signed(model: Model, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hear(request: Request) -> Heard:
-    """What a request's head says; a header's lines are one list (RFC 9110, 5.3)."""
-    headers = request.headers
+    """What a request's head says."""
     return Heard(
-        headers.get("content-type"),
+        header(request, "content-type"),
         header(request, "content-encoding"),
         header(request, "accept"),
-        headers.get("x-timeout-ms"),
+        header(request, "x-timeout-ms"),
         request.query_params.multi_items(),
         header(request, "accept-encoding"),
         header(request, "inference-header-content-length"),
@@ -242,8 +241,9 @@ def number(version: str | None) -> int | None:
 
 
 def header(request: Request, name: str) -> str | None:
-    """A header that is a list; its lines are one (RFC 9110, 5.3)."""
-    return ", ".join(request.headers.getlist(name)) or None
+    """A header, if it was sent; its lines are one list (RFC 9110, 5.3)."""
+    lines = request.headers.getlist(name)
+    return ", ".join(lines) if lines else None
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:

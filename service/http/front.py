@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from typing import Protocol as TypingProtocol
 from urllib.parse import unquote
 
-from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.debts import Debts
@@ -24,6 +23,7 @@ from service.errors import Problem
 from service.http.calls import CLOSE, Call
 from service.http.exchange import Desk, Heard
 from service.http.express import Counter, Entry, Known, Speaker
+from service.http.grammar import Grammar
 from service.http.jobs import Job
 from service.http.noting import Noting, noted
 from service.http.telemetry import Books, Visit
@@ -48,7 +48,7 @@ HEARD = {
     *(b"content-type", b"content-encoding", b"accept", b"x-timeout-ms", b"x-request-id", b"content-length"),
     *(b"accept-encoding", b"inference-header-content-length"),
 }
-LEFT = {b"transfer-encoding", b"expect", b"upgrade"}  # a request with one of these is left to the app
+LEFT = {b"transfer-encoding", b"expect"}  # a request with one of these is left to the app
 ROUTES = 1024  # paths that are remembered
 LONGEST = 4096  # bytes of a head that is remembered
 GATHERING = 0.05  # seconds that the rest of a body may take
@@ -133,14 +133,12 @@ class Front:
         return type("FrontProtocol", (Connection,), {"front": self})
 
 
-class Connection(HttpToolsProtocol):
+class Connection(Grammar):
     """uvicorn's connection, on which requests for an operation are met at the front."""
 
-    front: Front
     call: Call | None = None
     entry: Entry | None = None  # the request that takes the express
     head: bytes | None = None  # of the request that is being read, if it was read from its beginning
-    reading = False  # whether a request's message has begun and not ended
     left = 0  # bytes of the body that is being read, which are still to come
     since: float | None = None  # when a request came that the parser is shown only now
     active = 0.0
@@ -188,7 +186,7 @@ class Connection(HttpToolsProtocol):
                     self._express(known, data, end)
                     return
                 self.head = head
-        super().data_received(data)
+        self.feed(data)
 
     def _express(self, known: Known, data: bytes, end: int) -> None:
         """A known head is here, and as much of the body behind it as came with it."""
@@ -238,7 +236,7 @@ class Connection(HttpToolsProtocol):
         self.front.books.door.go(entry.era)
         if not self.transport.is_closing():
             self.since = entry.arrived
-            super().data_received(data)
+            self.feed(data)
 
     def _more(self, data: bytes) -> None:
         """The body of a request at the front goes on: nothing in it is for the parser, which would copy it."""
@@ -246,11 +244,10 @@ class Connection(HttpToolsProtocol):
         rest = data[self.left :]
         self.on_body(data[: self.left] if rest else data)
         if self.left == 0:
-            self.parser = HttpRequestParser(self)  # the old one still waits for this body
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.renew()  # the parser still waits for this body
             call = self.call
             assert call is not None
-            self.on_message_complete()
+            self.ended()
             if not call.keep_alive or self.transport.is_closing():
                 return  # nothing is met after the last answer
             if call.response_complete and self.timeout_keep_alive_task is None:
@@ -333,18 +330,13 @@ class Connection(HttpToolsProtocol):
 
     # ------------------------------------------------------------ step by step
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self.reading = True
-        super().on_message_begin()
-
     @property
     def fronted(self) -> Call | None:
         """The request that is being read, if it is met at the front."""
         cycle: object = self.cycle
         return self.call if cycle is self.call else None
 
-    def on_headers_complete(self) -> None:
+    def headed(self) -> None:
         """A request's head is here: is it one for the front?"""
         if self.noting is not None:
             self.noting.speaks(self.url.startswith(b"/v2"))
@@ -358,11 +350,11 @@ class Connection(HttpToolsProtocol):
                     self.call.visit.arrived, self.since = self.since, None
                 self.call.begin()
                 return
-        super().on_headers_complete()
+        super().headed()
 
     def _heads(self) -> dict[bytes, bytes] | None:
         """The headers that matter, their lines joined; None where the request is left to the app."""
-        if self.parser.get_http_version() != "1.1" or self.parser.should_upgrade():
+        if self.parser.get_http_version() != "1.1":
             return None
         heads: dict[bytes, bytes] = {}
         for name, value in self.headers:
@@ -383,7 +375,7 @@ class Connection(HttpToolsProtocol):
         else:
             super().on_body(body)
 
-    def on_message_complete(self) -> None:
+    def ended(self) -> None:
         """A request is whole."""
         self.reading = False
         if self.noting is not None:
@@ -394,7 +386,7 @@ class Connection(HttpToolsProtocol):
                 call.learn(head)
             call.whole()
         else:
-            super().on_message_complete()
+            super().ended()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self.running = cycle  # uvicorn would tell only the last one that was read that its caller has gone

@@ -24,7 +24,7 @@ from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
 from service.artifact import Array
-from service.errors import Unavailable
+from service.errors import TooLarge, Unavailable
 from service.http.exchange import Desk, Operation
 from service.http.telemetry import Visit
 from service.http.wire import JSON, NPY, NPZ, dumps, write
@@ -280,7 +280,7 @@ class Answers:
     _made: dict[str, Any] = field(default_factory=dict)
 
     async def get(self, operation: Operation[Any], model: Model, deadline: float) -> Any:
-        """An answer as it goes over the wire; None while the service has no time for it."""
+        """An answer as it goes over the wire; None while the service has no time for it, or takes no such request."""
         served = self.desk.models.all()
         if len(served) != len(self._served) or any(a is not b() for a, b in zip(served, self._served, strict=True)):
             self._served, self._made = (
@@ -292,7 +292,7 @@ class Answers:
             try:
                 async with asyncio.timeout_at(deadline):
                     made[operation.name] = await _answer(operation, model, self.desk, deadline)
-            except (Unavailable, TimeoutError):
+            except (Unavailable, TimeoutError, TooLarge):  # the last where limits are lower than an example
                 return None
         return made[operation.name]
 

@@ -177,7 +177,7 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        named = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+        named = b", ".join(value for name, value in scope["headers"] if name == b"x-request-id")
         visit = scope["visit"] = self._books.open(named)
         stamped = self._stamped(visit, send)
         try:

@@ -1,7 +1,11 @@
-"""Text: what can be told of a JSON body's bytes without parsing them: how deep they nest, and where null is a value."""
+"""Text: what can be told of a JSON body's bytes without parsing them: how deep they nest, and where null is a value.
+
+And what becomes of half a character (a surrogate without the other), which JSON can spell and UTF-8 can't hold.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -51,3 +55,16 @@ def depth(body: bytes) -> int:
         levels = open_ + np.cumsum(np.isin(part, (0x5B, 0x7B)).astype(np.int32) - np.isin(part, (0x5D, 0x7D)))
         deepest, open_ = max(deepest, int(levels.max())), int(levels[-1])
     return deepest
+
+
+def halved(content: object) -> bool:
+    """Whether text in what was read of JSON holds half a character.
+
+    >>> halved({"name": json.loads('"\\\\ud83d"')}), halved({"name": json.loads('"\\\\ud83d\\\\ude00"')})
+    (True, False)
+    """
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -252,6 +252,8 @@ def _diagnose(
         raise Malformed(f"the body is not JSON: {fault.msg} at line {fault.lineno}, column {fault.colno}") from None
     except UnicodeDecodeError as fault:
         raise Malformed(f"the body is not UTF-8, at byte {fault.start}") from None
+    if b"\\u" in body and text.halved(content):
+        raise Malformed("the body is not JSON: half a surrogate pair is no character")
     if not isinstance(content, dict):
         raise invalid("", "the body is not a JSON object")
     if array is None or array not in content:

@@ -59,6 +59,7 @@ GOOD = json.dumps({"inputs": [ROW]}).encode()
         b'{"inputs": [[1]], "draws": 1 /* many */}',
         b"\x00",
         b"\x80\x04}",
+        GOOD[:-1] + rb', "correction": "\udc00"}',
     ],
 )
 async def test_malformed_json_is_a_400(house: House, body: bytes) -> None:
@@ -271,6 +272,7 @@ async def test_a_field_given_twice_is_refused(house: House) -> None:
     """Whoever reads it second would believe another value."""
     refused(await house.send("tiny/score", GOOD[:-1] + b', "draws": 1, "draws": 2}'), 422)
     refused(await house.send("tiny/score", GOOD[:-1] + b', "inputs": [[1]]}'), 422)
+    refused(await house.send("tiny/score", GOOD[:-1] + rb', "\ud800": 1, "\ud800": 1}'), 422)
 
 
 # ---------------------------------------------------------------- npy that isn't

@@ -82,6 +82,8 @@ BODIES = [
     score(1, what=3),
     score(1, draws=0),
     score(1, draws=1e9),
+    score(3, draws=1.0),
+    score(4, seed=5.0),
     score(1, draws=True),
     score(1).replace(b"1,", b"7,"),
     score(1).replace(b"[[[", b"[[[[", 1).replace(b"]]]", b"]]]]", 1),

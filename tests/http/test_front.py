@@ -78,6 +78,8 @@ SAME: list[tuple[str, bytes, dict[str, str]]] = [
     ("tiny/sample", b'{"seed": 9}', {"accept": NPZ}),
     ("tiny/evidence", json.dumps({"inputs": X.tolist(), "draws": 64}).encode(), {}),
     ("tiny/score", b"", {}),
+    ("tiny/score", b'{"\\ud800": 1, "\\ud800": 1}', {}),
+    ("tiny/encode", b'{"\\ud800": 1, "\\ud800": 1}', {}),
     ("tiny/score", b"{", {}),
     ("tiny/score", b"[]", {}),
     ("tiny/score", b'{"inputs": [[[1]]], "what": 3}', {}),
@@ -110,6 +112,23 @@ def test_it_answers_as_the_app_does(
     assert kept[0] == kept[1]
     assert fast.headers["x-request-id"] == slow.headers["x-request-id"]
     assert {span.split(";")[0].strip() for span in _spans(fast)} == {"parse", "queue", "infer", "total"}
+
+
+TWICE = [("content-type", (JSON, "text/plain")), ("x-timeout-ms", ("1000", "2000")), ("accept", ("text/html", JSON))]
+
+
+@pytest.mark.parametrize(("name", "values"), TWICE)
+def test_a_header_that_is_sent_twice_is_one_list_to_both(
+    served: tuple[str, FastAPI], name: str, values: tuple[str, str]
+) -> None:
+    """A body of two types is of none that we read, whoever reads it."""
+    address, _ = served
+    body = json.dumps({"inputs": X.tolist()}).encode()
+    sent = [("x-request-id", "one"), *((name, value) for value in values)]
+    fast = httpx.post(f"{address}/v1/models/tiny/score", content=body, headers=sent)
+    slow = httpx.post(f"{address}/v1/models/tiny/score", content=iter([body]), headers=sent)
+    assert (fast.status_code, fast.content) == (slow.status_code, slow.content)
+    assert fast.status_code == {"content-type": 415, "x-timeout-ms": 400, "accept": 200}[name]
 
 
 def _spans(response: httpx.Response) -> list[str]:

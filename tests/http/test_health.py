@@ -111,6 +111,20 @@ async def test_while_an_older_version_may_still_come_a_refused_one_is_not_all_th
         assert (await until_loaded(house)).status_code == 200
 
 
+async def test_whoever_is_started_without_what_it_needs_says_so_in_the_log(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that was mistyped, or a required name that isn't there: nobody may be asking /readyz."""
+    for settings, said in (
+        (configured(small / "nowhere"), "no models were found"),
+        (configured(small, required="tiny, nobody"), "nobody is required and was not found"),
+    ):
+        caplog.clear()
+        async with open_house(settings, ready=False) as house:
+            await until(lambda: any(said in record.getMessage() for record in caplog.records))  # noqa: B023
+            assert said in (await house.client.get("/readyz")).text
+
+
 async def test_until_its_models_have_answered_the_service_is_not_ready(small: Path) -> None:
     """Loading, it lives, is not ready, and answers a request with a 503."""
     gate = threading.Event()

@@ -195,6 +195,12 @@ async def test_a_busy_service_shows_its_page_without_answers(small: Path, monkey
         assert _answered(await _page(house)) == set(OPERATIONS)
 
 
+async def test_where_limits_are_low_the_page_is_there_all_the_same(small: Path) -> None:
+    """An example that they refuse has no answer; the others have theirs."""
+    async with open_house(configured(small, max_row_draws=60)) as house:
+        assert _answered(await _page(house)) == {*OPERATIONS} - {"evidence"}
+
+
 def _answered(page: dict[str, Any]) -> set[str]:
     """The operations whose answer has an example."""
     found = {operation: page["paths"][f"/v1/models/{{model}}/{operation}"]["post"] for operation in OPERATIONS}

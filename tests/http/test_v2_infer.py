@@ -392,6 +392,11 @@ async def test_a_request_that_is_none_is_a_400(house: House, case: str) -> None:
     assert len(found) < 400
 
 
+HALVED = b'{"parameters": {}, "outputs": [], "inputs": [], %}'  # half a surrogate pair goes in place of HERE
+PLACES = [b'"id": "HERE"', b'"inputs": [{"name": "HERE"}]', b'"outputs": [{"name": "HERE"}]', b'"HERE": 1']
+PLACES += [b'"parameters": {"triton_HERE": 1}', b'"inputs": [{"name": "inputs", "shape": [1], "datatype": "HERE"}]']
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -407,6 +412,7 @@ async def test_a_request_that_is_none_is_a_400(house: House, case: str) -> None:
         b'{"inputs": ' + b"[" * 1500 + b"]" * 1500 + b"}",
         b'{"inputs": [{"data": [1], "data": [2]}]}',
         b'{"inputs": [], "inputs": []}',
+        *(HALVED.replace(b"%", place).replace(b"HERE", rb"\ud800") for place in PLACES),
     ],
 )
 async def test_a_body_that_isnt_json_is_a_400(house: House, content: bytes) -> None:

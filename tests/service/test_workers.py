@@ -29,6 +29,7 @@ from tests.kit import COMMITTED, PATIENCE, answered, configured, copied, digits,
 
 BODY = {"inputs": digits(4).tolist()}
 SCORE = "/v1/models/tiny/score"
+TOKEN = "a-token-that-nobody-guesses"
 
 # The service, changed by what is put in place of CHANGE.
 CHANGED = """
@@ -223,9 +224,9 @@ def by_both(found: Group, ask: Callable[[str], httpx.Response]) -> list[httpx.Re
 
 @pytest.fixture(scope="module")
 def pair(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    """Two workers on tiny, who may calibrate it."""
+    """Two workers on tiny, who may calibrate it; with a token, though none of them alone may load."""
     state = tmp_path_factory.mktemp("state")
-    with group(small, state=str(state), calibrate="true") as found:
+    with group(small, state=str(state), calibrate="true", admin_token=TOKEN) as found:
         yield found
 
 
@@ -294,6 +295,22 @@ def test_ids_that_workers_make_differ(pair: Group) -> None:
     assert len(set(drawn)) == len(drawn)
     made = [once(pair.address, "/livez").headers["x-request-id"] for _ in range(20)]
     assert len(set(made)) == len(made)
+
+
+def test_what_one_of_several_does_not_offer_is_not_among_the_extensions(pair: Group) -> None:
+    """Loading by a route; who tries it hears what to do instead."""
+    assert "model_repository" not in pair.get("/v2")["extensions"]
+    refused = once(pair.address, "/v2/repository/models/tiny/load", {}, authorization=f"Bearer {TOKEN}")
+    assert refused.status_code == 400
+    assert "SIGHUP" in refused.json()["error"]
+
+
+def test_who_asks_a_worker_for_another_protocol_is_answered_in_this_one(pair: Group) -> None:
+    """On connections of which is noted what is owed, and by whichever worker."""
+    wanted = pair.ask().content
+    asking = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABk"}
+    with client(pair.address, **asking) as caller:
+        assert {caller.post(SCORE, json=BODY).content for _ in range(4)} == {wanted}
 
 
 def test_a_full_table_of_descriptors_ends_nothing(small: Path) -> None:

@@ -14,6 +14,7 @@ import simdjson
 from service.artifact import Array
 from service.errors import Malformed
 from service.http import text
+from service.http.text import halved
 from service.http.v2 import figures, tensors
 from service.http.v2.tensors import Tensor
 from service.http.wire import DIAGNOSED, Limits, check_count
@@ -138,7 +139,9 @@ def _diagnosed(text: bytes, error: Exception) -> Any:
     if len(text) > DIAGNOSED:
         raise Malformed(f"the request is not JSON: {str(error).partition(':')[2].strip() or error}") from None
     try:
-        return json.loads(text.decode(), parse_constant=_no_constant)
+        found = json.loads(text.decode(), parse_constant=_no_constant)
+        if b"\\u" in text and halved(found):
+            raise Malformed("the request is not JSON: half a surrogate pair is no character")
     except json.JSONDecodeError as fault:
         said = f"{fault.msg} at line {fault.lineno}, column {fault.colno}"
         raise Malformed(f"the request is not JSON: {said}") from None
@@ -146,6 +149,7 @@ def _diagnosed(text: bytes, error: Exception) -> Any:
         raise Malformed(f"the request is not UTF-8, at byte {fault.start}") from None
     except (RecursionError, ValueError):
         raise Malformed("the request is nested too deep, or holds a number too long") from None
+    return found
 
 
 def _no_constant(name: str) -> float:

@@ -56,12 +56,13 @@ def router(
 ) -> APIRouter:
     """Every path of the protocol; faults and unready are why the service isn't live, and why it isn't ready.
 
-    Models are loaded and unloaded where there is an admin.
+    Models are loaded and unloaded where there is an admin, who may have to send people elsewhere.
     """
+    loads = admin is not None and not admin.elsewhere
     routes = APIRouter(tags=["v2"])
     for path in MODEL:
         routes.add_route(f"{path}/infer", window.infer, methods=["POST"], include_in_schema=False)
-    _add_server(routes, faults, unready, (*EXTENSIONS, "model_repository") if admin else EXTENSIONS)
+    _add_server(routes, faults, unready, (*EXTENSIONS, "model_repository") if loads else EXTENSIONS)
     _add_models(routes, window)
     _add_index(routes, window)
     _add_control(routes, window, admin)
