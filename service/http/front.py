@@ -12,24 +12,21 @@ import asyncio
 import math
 from asyncio import TimerHandle
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from typing import Protocol as TypingProtocol
 from urllib.parse import unquote
 
-from httptools import HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.debts import Debts
 from service.errors import Problem
 from service.http.calls import CLOSE, Call
 from service.http.exchange import Desk, Heard
 from service.http.express import Counter, Entry, Known, Speaker
+from service.http.grammar import Grammar, refuser
 from service.http.jobs import Job
 from service.http.noting import Noting, noted
 from service.http.telemetry import Books, Visit
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
 
 
 class Finder(TypingProtocol):
@@ -128,25 +125,23 @@ class Front:
             self._headers, self._lines = headers, b"".join([b"%b: %b\r\n" % head for head in headers])
         return self._lines
 
-    def protocol(self) -> type[HttpToolsProtocol]:
+    def protocol(self) -> type[Grammar]:
         """The protocol that uvicorn is to speak on its connections."""
-        return type("FrontProtocol", (Connection,), {"front": self})
+        return type("FrontProtocol", (Connection,), {"front": self, "refuser": staticmethod(refuser(self.books))})
 
 
-class Connection(HttpToolsProtocol):
-    """uvicorn's connection, on which requests for an operation are met at the front."""
+class Connection(Grammar):
+    """A connection on which requests for an operation are met at the front."""
 
     front: Front
     call: Call | None = None
     entry: Entry | None = None  # the request that takes the express
     head: bytes | None = None  # of the request that is being read, if it was read from its beginning
-    reading = False  # whether a request's message has begun and not ended
     left = 0  # bytes of the body that is being read, which are still to come
     since: float | None = None  # when a request came that the parser is shown only now
     active = 0.0
     heard = 0  # bytes that were read and met
     noting: Noting | None = None
-    running: RequestResponseCycle | None = None  # the request that the app is answering, or answered last
     unread = math.inf  # bytes that the caller hadn't read when that was last looked at
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -246,8 +241,7 @@ class Connection(HttpToolsProtocol):
         rest = data[self.left :]
         self.on_body(data[: self.left] if rest else data)
         if self.left == 0:
-            self.parser = HttpRequestParser(self)  # the old one still waits for this body
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.renew()  # the old parser still waits for this body
             call = self.call
             assert call is not None
             self.on_message_complete()
@@ -333,11 +327,6 @@ class Connection(HttpToolsProtocol):
 
     # ------------------------------------------------------------ step by step
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self.reading = True
-        super().on_message_begin()
-
     @property
     def fronted(self) -> Call | None:
         """The request that is being read, if it is met at the front."""
@@ -346,6 +335,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is here: is it one for the front?"""
+        if self.upgrades:
+            return
+        self.barren = 0
         if self.noting is not None:
             self.noting.speaks(self.url.startswith(b"/v2"))
         if self.parser.get_method() == b"POST" and (self.cycle is None or self.cycle.response_complete):
@@ -362,7 +354,7 @@ class Connection(HttpToolsProtocol):
 
     def _heads(self) -> dict[bytes, bytes] | None:
         """The headers that matter, their lines joined; None where the request is left to the app."""
-        if self.parser.get_http_version() != "1.1" or self.parser.should_upgrade():
+        if self.parser.get_http_version() != "1.1":
             return None
         heads: dict[bytes, bytes] = {}
         for name, value in self.headers:
@@ -385,27 +377,23 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request is whole."""
+        if self.upgrades:
+            return
         self.reading = False
         if self.noting is not None:
             self.noting.whole()
         head, self.head = self.head, None  # it is the first request's in these bytes, and no other's
         if call := self.fronted:
+            self.barren = 0
             if head is not None and call.keep_alive and not call.response_complete:
                 call.learn(head)
             call.whole()
         else:
             super().on_message_complete()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self.running = cycle  # uvicorn would tell only the last one that was read that its caller has gone
-        super()._start_asgi_task(cycle, app)
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone."""
         super().connection_lost(exc)
-        if self.running is not None and not self.running.response_complete:
-            self.running.disconnected = True
-            self.running.message_event.set()
         if self.noting is not None:
             self.noting.forget()
         if self.timer is not None:
