@@ -184,6 +184,8 @@ class Connection(Grammar):
                     return
                 self.head = head
         super().data_received(data)
+        if self.noting is not None and not self.reading and (self.cycle is None or self.cycle.response_complete):
+            self.noting.nothing()  # more than is answered by now: empty lines
 
     def _express(self, known: Known, data: bytes, end: int) -> None:
         """A known head is here, and as much of the body behind it as came with it."""
@@ -337,7 +339,7 @@ class Connection(Grammar):
         """A request's head is here: is it one for the front?"""
         if self.upgrades:
             return
-        self.barren = 0
+        self.headed, self.barren = True, 0
         if self.noting is not None:
             self.noting.speaks(self.url.startswith(b"/v2"))
         if self.parser.get_method() == b"POST" and (self.cycle is None or self.cycle.response_complete):
