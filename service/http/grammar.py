@@ -165,7 +165,7 @@ class Parting:
     """A connection's transport for its last answer: when that is out, the other end has time to read it."""
 
     def __init__(self, connection: Grammar) -> None:
-        self._transport, self._loop = connection.transport, connection.loop
+        self._transport, self._loop, self._flow = connection.transport, connection.loop, connection.flow
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else it can."""
@@ -178,6 +178,7 @@ class Parting:
         self._transport.write(b"")  # what is kept back goes now
         if self._transport.can_write_eof():
             self._transport.write_eof()
+        self._flow.resume_reading()
         self._loop.call_later(LINGER, self._transport.close)
 
 
