@@ -377,6 +377,9 @@ class Batcher:
             self._lanes.ask(lambda piece=piece: self._alone(piece))  # type: ignore[misc]
 
     def _alone(self, piece: Piece) -> None:
+        if piece.ticket.settled:  # its caller has gone meanwhile, or has its answer
+            self._lanes.give()
+            return
         started = time.perf_counter()
 
         def done(outputs: Arrays, error: BaseException | None) -> None:

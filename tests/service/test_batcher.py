@@ -230,6 +230,27 @@ async def test_a_failing_batch_fails_only_its_culprit_and_the_loop_lives() -> No
         assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
 
 
+async def test_who_leaves_while_a_culprit_is_looked_for_is_not_computed() -> None:
+    """After a batch that failed each is computed alone, one after the other: not who has gone by its turn."""
+    stub = Stub()
+    async with occupied(stub) as (batcher, held):
+        told: list[Answer | Problem] = []
+
+        def failed(found: Answer | Problem) -> None:
+            told.append(found)
+            batcher.drop(gone)
+
+        batcher.post(rows(13), failed)
+        stays, gone = batcher.post(rows(2), told.append), batcher.post(rows(3), told.append)
+        await settled()
+        stub.gate.set()
+        await held
+        assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
+        assert stays.settled
+    assert [type(found) for found in told] == [EngineFailed, Answer]
+    assert [3.0] not in [call["x"].ravel().tolist() for call in stub.calls]
+
+
 async def test_rows_that_do_not_fit_together_fail_their_culprit_not_the_loop() -> None:
     """A ticket of another width breaks the stacking; it alone is answered with the failure that it causes."""
 
