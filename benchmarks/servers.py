@@ -120,12 +120,16 @@ class Running:
 
     def pids(self) -> list[int]:
         """All its processes."""
-        found = []
+        return [pid for pid, (state, *_) in self._session().items() if state != "Z"]
+
+    def _session(self) -> dict[int, list[str]]:
+        """What /proc says of all its processes, of those too that have ended and for whom nobody has waited yet."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                state, _, _, session = folder.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == self.process.pid and state != "Z":
-                    found.append(int(folder.name))
+                stat = folder.joinpath("stat").read_text().rpartition(")")[2].split()
+                if int(stat[3]) == self.process.pid:
+                    found[int(folder.name)] = stat
         return found
 
     def memory(self) -> float:
@@ -137,12 +141,23 @@ class Running:
         return sum(found["Pss"] - found["Pss_File"] for found in map(_pss, self.pids())) / 1024
 
     def cpu(self) -> float:
-        """Seconds of CPU that its processes have used."""
-        ticks = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-        return ticks / os.sysconf("SC_CLK_TCK")
+        """Seconds of CPU that its processes have used, those that have ended too: who waited for one says what it used.
+
+        Where one comes or goes during the look it might be counted twice or not at all, so then there is another look.
+        """
+        before, found, after = (self._session() for _ in range(3))
+        while not before.keys() == found.keys() == after.keys():
+            before, found, after = found, after, self._session()
+        return sum(sum(map(int, stat[11:15])) for stat in found.values()) / os.sysconf("SC_CLK_TCK")
+
+    def settle(self, seconds: float = 1.0, patience: float = 10.0) -> None:
+        """Wait until no process has come or gone for so long: some start more than they keep."""
+        end = time.perf_counter() + patience
+        since, before = time.perf_counter(), self.pids()
+        while time.perf_counter() < min(since + seconds, end):
+            time.sleep(0.05)
+            if (now := self.pids()) != before:
+                since, before = time.perf_counter(), now
 
     def pause(self) -> None:
         """Keep a server that burns from disturbing others."""

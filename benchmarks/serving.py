@@ -244,7 +244,8 @@ def in_process(graph: Graph, subject: Subject, plan: Plan) -> Found:
 
 
 def idle(server: Running, seconds: float) -> float:
-    """The cores that a server keeps busy while nobody asks."""
+    """The cores that a server keeps busy while nobody asks, once it has started whatever it starts."""
+    server.settle()
     before, started = server.cpu(), time.perf_counter()
     time.sleep(seconds)
     return (server.cpu() - before) / (time.perf_counter() - started)

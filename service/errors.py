@@ -8,6 +8,7 @@ Problem
 │   ├── Unspeakable         the answer is wanted in a form we don't write
 │   ├── Unreadable          the body is in a form we don't read
 │   ├── TooLarge            a limit, named in the message
+│   │   └── HeadTooLarge    that of a request's head
 │   ├── NotLoaded           what was to be loaded was refused; what was served before still is
 │   └── Invalid             read, understood, and not a request for this model
 ├── Unavailable             not the caller's mistake, and not for ever
@@ -62,6 +63,10 @@ class Unreadable(Refused):
 
 class TooLarge(Refused):
     """Over a limit; the message names it."""
+
+
+class HeadTooLarge(TooLarge):
+    """The head of a request is over its limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,9 +88,15 @@ class Batcher:
 
     @property
     def turn(self) -> float:
-        """Seconds until a newcomer's turn comes, by what other calls have cost."""
-        rows = self._turns + self.beside
-        return self._cost.seconds(rows, math.ceil(rows / self.size)) / self._lanes.count if rows else 0.0
+        """Seconds until the turn comes of who waits behind all others, those beside too, by what calls have cost."""
+        return self._before(self._turns + self.beside)
+
+    def _before(self, rows: int) -> float:
+        """Seconds that decoder rows take which come before a newcomer's, on all lanes at once.
+
+        Fewer calls than lanes, too: once they have begun it begins itself, and lanes come free one after the other.
+        """
+        return self._cost.seconds(rows, math.ceil(rows / self.size)) / self._lanes.count
 
     async def submit(self, rows: Arrays, *, bank: Any = None, key: object = None, deadline: float = math.inf) -> Answer:
         """Have rows computed; all arrays of `rows` share their first axis.
@@ -158,7 +164,7 @@ class Batcher:
             raise NotReady("the model is being put away")
         waiting = self.waiting
         if waiting and deadline < math.inf:
-            self._hold_to(deadline, self.turn, 0.0)
+            self._hold_to(deadline, self._before(self._turns), 0.0)  # as a ticket that is posted now
         if waiting and (wait := self.turn) > self._patience:
             said = f"newcomers wait {wait:.2g} s for their turn, more than {self._patience:.2g} s"
             raise Overloaded(said, retry_after=max(1.0, wait - self._patience))
@@ -185,8 +191,7 @@ class Batcher:
         """Seconds that come before a newcomer's: tickets take turns, so it waits for no more of each than it brings."""
         own = ticket.uncut
         before = min(self._waiting, self._turns if own <= self.size else own * (len(self._queue) + len(self._resting)))
-        calls = math.ceil(before / self.size)
-        return self._cost.seconds(before, calls) / min(self._lanes.count, calls) if calls else 0.0
+        return self._before(before)
 
     def drop(self, ticket: Ticket) -> None:
         """The caller has its answer or has gone: what is left of the ticket is dropped and its room given back."""
@@ -372,6 +377,9 @@ class Batcher:
             self._lanes.ask(lambda piece=piece: self._alone(piece))  # type: ignore[misc]
 
     def _alone(self, piece: Piece) -> None:
+        if piece.ticket.settled:  # its caller has gone meanwhile, or has its answer
+            self._lanes.give()
+            return
         started = time.perf_counter()
 
         def done(outputs: Arrays, error: BaseException | None) -> None:

@@ -25,6 +25,7 @@ STATUSES: Mapping[type[Exception], int] = {
     errors.Unknown: 404,
     errors.Unspeakable: 406,
     errors.TooLarge: 413,
+    errors.HeadTooLarge: 431,
     errors.Unreadable: 415,
     errors.NotLoaded: 422,
     errors.Invalid: 422,

@@ -278,7 +278,10 @@ async def _left(request: Request) -> None:
 
 
 async def read_body(request: Request, limit: int, held: Held) -> bytes:
-    """The body's bytes, never more than the limit; Content-Length is believed only when it says too much."""
+    """The body's bytes, never more than the limit; Content-Length is believed only when it says too much.
+
+    One that can't be read raises what the connection says of it.
+    """
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > limit:
         raise TooLarge(f"the body of {declared} bytes is over the limit of {limit} bytes")
@@ -288,6 +291,8 @@ async def read_body(request: Request, limit: int, held: Held) -> bytes:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise Gone
+        if fault := request.scope.get("broken"):
+            raise fault
         part = message.get("body", b"")
         size += len(part)
         if size > limit:

@@ -12,24 +12,21 @@ import asyncio
 import math
 from asyncio import TimerHandle
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from typing import Protocol as TypingProtocol
 from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.debts import Debts
 from service.errors import Problem
 from service.http.calls import CLOSE, Call
 from service.http.exchange import Desk, Heard
 from service.http.express import Counter, Entry, Known, Speaker
-from service.http.grammar import Grammar
+from service.http.grammar import Grammar, refuser
 from service.http.jobs import Job
 from service.http.noting import Noting, noted
 from service.http.telemetry import Books, Visit
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
 
 
 class Finder(TypingProtocol):
@@ -48,7 +45,7 @@ HEARD = {
     *(b"content-type", b"content-encoding", b"accept", b"x-timeout-ms", b"x-request-id", b"content-length"),
     *(b"accept-encoding", b"inference-header-content-length"),
 }
-LEFT = {b"transfer-encoding", b"expect"}  # a request with one of these is left to the app
+LEFT = {b"transfer-encoding", b"expect", b"upgrade"}  # a request with one of these is left to the app
 ROUTES = 1024  # paths that are remembered
 LONGEST = 4096  # bytes of a head that is remembered
 GATHERING = 0.05  # seconds that the rest of a body may take
@@ -128,14 +125,15 @@ class Front:
             self._headers, self._lines = headers, b"".join([b"%b: %b\r\n" % head for head in headers])
         return self._lines
 
-    def protocol(self) -> type[HttpToolsProtocol]:
+    def protocol(self) -> type[Grammar]:
         """The protocol that uvicorn is to speak on its connections."""
-        return type("FrontProtocol", (Connection,), {"front": self})
+        return type("FrontProtocol", (Connection,), {"front": self, "refuser": staticmethod(refuser(self.books))})
 
 
 class Connection(Grammar):
-    """uvicorn's connection, on which requests for an operation are met at the front."""
+    """A connection on which requests for an operation are met at the front."""
 
+    front: Front
     call: Call | None = None
     entry: Entry | None = None  # the request that takes the express
     head: bytes | None = None  # of the request that is being read, if it was read from its beginning
@@ -144,7 +142,6 @@ class Connection(Grammar):
     active = 0.0
     heard = 0  # bytes that were read and met
     noting: Noting | None = None
-    running: RequestResponseCycle | None = None  # the request that the app is answering, or answered last
     unread = math.inf  # bytes that the caller hadn't read when that was last looked at
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -186,7 +183,9 @@ class Connection(Grammar):
                     self._express(known, data, end)
                     return
                 self.head = head
-        self.feed(data)
+        super().data_received(data)
+        if self.noting is not None and not self.reading and (self.cycle is None or self.cycle.response_complete):
+            self.noting.nothing()  # more than is answered by now: empty lines
 
     def _express(self, known: Known, data: bytes, end: int) -> None:
         """A known head is here, and as much of the body behind it as came with it."""
@@ -236,7 +235,7 @@ class Connection(Grammar):
         self.front.books.door.go(entry.era)
         if not self.transport.is_closing():
             self.since = entry.arrived
-            self.feed(data)
+            super().data_received(data)
 
     def _more(self, data: bytes) -> None:
         """The body of a request at the front goes on: nothing in it is for the parser, which would copy it."""
@@ -244,10 +243,10 @@ class Connection(Grammar):
         rest = data[self.left :]
         self.on_body(data[: self.left] if rest else data)
         if self.left == 0:
-            self.renew()  # the parser still waits for this body
+            self.renew()  # the old parser still waits for this body
             call = self.call
             assert call is not None
-            self.ended()
+            self.on_message_complete()
             if not call.keep_alive or self.transport.is_closing():
                 return  # nothing is met after the last answer
             if call.response_complete and self.timeout_keep_alive_task is None:
@@ -336,8 +335,11 @@ class Connection(Grammar):
         cycle: object = self.cycle
         return self.call if cycle is self.call else None
 
-    def headed(self) -> None:
+    def on_headers_complete(self) -> None:
         """A request's head is here: is it one for the front?"""
+        if self.upgrades:
+            return
+        self.headed, self.barren = True, 0
         if self.noting is not None:
             self.noting.speaks(self.url.startswith(b"/v2"))
         if self.parser.get_method() == b"POST" and (self.cycle is None or self.cycle.response_complete):
@@ -350,7 +352,7 @@ class Connection(Grammar):
                     self.call.visit.arrived, self.since = self.since, None
                 self.call.begin()
                 return
-        super().headed()
+        super().on_headers_complete()
 
     def _heads(self) -> dict[bytes, bytes] | None:
         """The headers that matter, their lines joined; None where the request is left to the app."""
@@ -375,29 +377,25 @@ class Connection(Grammar):
         else:
             super().on_body(body)
 
-    def ended(self) -> None:
+    def on_message_complete(self) -> None:
         """A request is whole."""
+        if self.upgrades:
+            return
         self.reading = False
         if self.noting is not None:
             self.noting.whole()
         head, self.head = self.head, None  # it is the first request's in these bytes, and no other's
         if call := self.fronted:
+            self.barren = 0
             if head is not None and call.keep_alive and not call.response_complete:
                 call.learn(head)
             call.whole()
         else:
-            super().ended()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self.running = cycle  # uvicorn would tell only the last one that was read that its caller has gone
-        super()._start_asgi_task(cycle, app)
+            super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone."""
         super().connection_lost(exc)
-        if self.running is not None and not self.running.response_complete:
-            self.running.disconnected = True
-            self.running.message_event.set()
         if self.noting is not None:
             self.noting.forget()
         if self.timer is not None:

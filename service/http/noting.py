@@ -48,7 +48,7 @@ class Noting:
     def write(self, data: bytes) -> None:
         """Send an answer or a part of one, to all that has been heard so far."""
         connection = self._connection
-        if connection.running is not None or connection.reading:
+        if connection.running is not None or connection.reading or connection.pipeline:
             self._write_part(connection, data)
             return
         heard = connection.heard
@@ -65,7 +65,7 @@ class Noting:
             self._kept = data
             connection.loop.call_soon(self._flush)
             return
-        heard = ALL if connection.reading else connection.heard
+        heard = self._met(connection)
         if data == CONTINUE:
             heard, self._before = self._settled, self._said
         elif heard != self._settled:
@@ -77,6 +77,15 @@ class Noting:
             self._transport.writelines((kept, data))
         else:
             self._write(data)
+
+    def _met(self, connection: Connection) -> int:
+        """Bytes that are met once this answer is sent: less than were read, where they hold requests behind it."""
+        behind = len(connection.pipeline)
+        if connection.reading:
+            if connection.headed or connection.deaf:  # its body is still to come, unless it stands in the pipeline
+                return connection.heard - behind if behind else ALL
+            behind += 1
+        return connection.heard - behind  # less by each, so that every answer has a number of its own
 
     def _begins(self, running: RequestResponseCycle, data: bytes) -> bool:
         return not running.response_complete and data.startswith(HEAD) and data != CONTINUE
@@ -96,6 +105,13 @@ class Noting:
             self._settled = self._connection.heard
             self._note(self._before, self._said, self._settled)
 
+    def nothing(self) -> None:
+        """What was read is no request, nor a part of one: nothing is owed for it."""
+        heard = self._connection.heard
+        if heard != self._settled:
+            self._settled = heard
+            self._note(self._before, self._said, heard)
+
     def speaks(self, v2: bool) -> None:
         """Note the protocol of the request that is read."""
         if v2 is not self.v2:
@@ -112,7 +128,7 @@ class Noting:
 class Gone:
     """What stands for a connection that has ended: nothing more is written on it."""
 
-    running, reading, heard, noting = None, False, 0, None
+    running, reading, heard, noting, pipeline = None, False, 0, None, ()
 
 
 GONE: Any = Gone()

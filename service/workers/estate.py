@@ -144,6 +144,8 @@ class Estate:
             self._let_go(left)
             return
         if left.rest is None:
+            if not (part := part.lstrip(b"\r\n")):  # empty lines ask nothing
+                return
             left.v2 = b" /v2/" in part.partition(b"\r\n")[0]
             self._tell(left)
         left.until = time.monotonic() + SILENT

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ class Member:
             {key: self._relayed(opened, stock.tags[key]) for key, opened in stock.entries.items()} if stock else {}
         )
         self._telling: dict[int, asyncio.Future[None]] = {}
+        self._serials = count(1)  # none is used again: what is said late of one calibration isn't said of the next
         self._house: House | None = None
         self._said_ready = self._said_serving = False
         if self.porter:
@@ -216,7 +218,7 @@ class Member:
 
     async def told(self, model: Model) -> None:
         """Have all workers rest a model's p-values on the calibration that the state keeps for it by now."""
-        serial = max(self._telling, default=0) + 1
+        serial = next(self._serials)
         told = self._telling[serial] = asyncio.get_running_loop().create_future()
         self._channel.send("calibrated", key=[model.manifest.name, model.manifest.version], serial=serial)
         try:

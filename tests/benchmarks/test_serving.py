@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +111,42 @@ def test_a_server_is_seen_whole(server: Running) -> None:
     assert server.process.pid in server.pids()
     assert server.memory() > 20
     assert server.cpu() > 0
+
+
+def test_cpu_of_processes_that_ended_is_counted() -> None:
+    """One that a server started and that has gone took its seconds along: the sum would fall, below 0 while idle."""
+    program = """
+import os, time
+def burn(seconds):
+    while time.process_time() < seconds: pass
+if os.fork() == 0:
+    burn(0.3)
+    print("burnt", flush=True)
+    input()
+    os._exit(0)
+os.wait()
+print("gone", flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdin
+    assert process.stdout
+    with tempfile.NamedTemporaryFile(delete=False) as log:
+        started = Running(servers.kind("ours"), 0, 0.0, process, log)
+        try:
+            assert process.stdout.readline() == b"burnt\n"
+            before, pids = started.cpu(), started.pids()
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"gone\n"
+            assert len(started.pids()) == len(pids) - 1
+            assert started.cpu() >= before >= 0.3
+        finally:
+            started.end()
+            process.stdin.close()
+            process.stdout.close()
 
 
 @needs_wrk

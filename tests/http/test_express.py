@@ -294,6 +294,21 @@ def test_a_row_has_its_bits_whoever_came_with_it(served: tuple[str, FastAPI]) ->
     assert len(found) == 1
 
 
+def test_a_number_that_is_not_whole_is_refused_after_the_same_one_that_is(served: tuple[str, FastAPI]) -> None:
+    """16.0 is no number of draws, whatever was asked before: to Python it equals 16, which is remembered as right."""
+    address, _ = served
+    fields: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"draws": 16}, {"draws": 16.0}),
+        ({"seed": 0}, {"seed": 0.0}),
+    ]
+    for whole, broken in fields:
+        right, wrong = score(1, **whole), score(1, **broken)
+        with connected(address) as caller:
+            for body, wanted in ((wrong, 422), (right, 200), (right, 200), (wrong, 422), (right, 200)):
+                caller.sendall(request(body))
+                assert answers(caller, 1)[0][0] == wanted
+
+
 def test_a_head_is_learnt_of_its_own_request_alone(served: tuple[str, FastAPI]) -> None:
     """One that is refused, with another behind it in the same bytes, teaches nothing of that other."""
     address, _ = served

@@ -193,17 +193,6 @@ def test_what_the_lane_leaves_alone_is_answered_by_the_app(served: tuple[str, Fa
     assert (status, found) == (200, wanted)
 
 
-def test_what_follows_a_body_and_is_no_request_ends_the_connection(served: tuple[str, FastAPI]) -> None:
-    """With a 400; what was being answered is dropped, since nobody can tell any more what belongs to what."""
-    address, app = served
-    body = json.dumps({"inputs": X.tolist()}).encode()
-    with connected(address) as caller:
-        caller.sendall(request(body) + b"what is this\r\n\r\n")
-        assert answers(caller, 1)[0][0] == 400
-        assert caller.recv(1) == b""
-    wait_until(lambda: app.state.door.inside == 0)
-
-
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(served: tuple[str, FastAPI]) -> None:
     """With the limit named, and without a byte of it."""
     address, _ = served

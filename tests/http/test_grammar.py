@@ -1,9 +1,10 @@
-"""Grammar: who would rather speak another protocol is answered in this one, and what is no HTTP is told so."""
+"""What is not HTTP/1.1 is refused in our own words, in its turn, and the connection ends; nothing fills the log."""
 
 from __future__ import annotations
 
 import json
-import time
+import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,85 +12,169 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.http.test_front import X, answers, connected, request
-from tests.kit import configured, listening, wait_until
+from service.http.grammar import HEAD
+from tests.http.test_front import answers, connected, request
+from tests.kit import configured, digits, listening, wait_until
 
-BODY = json.dumps({"inputs": X.tolist()}).encode()
-H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
-WEBSOCKET = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+GOOD = json.dumps({"inputs": digits(3).tolist()}).encode()
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\n"
+V1, V2 = b"/v1/models/tiny/score", b"/v2/models/tiny/infer"
+BAD = {
+    "no request": b"what is this\r\n\r\n",
+    "another protocol": b"\x16\x03\x01\x00\xf4\x01\x00\x00\xf0\x03\x03",
+    "http/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "no version": b"POST %b\r\n\r\n",
+    "another version": b"POST %b HTTP/9.9\r\n\r\n",
+    "words too many": b"POST %b and more HTTP/1.1\r\n\r\n",
+    "a line that is no header": b"POST %b HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n",
+    "a length that is none": b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+    "two lengths": b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "a path past ASCII": b"POST %b\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a chunk without a size": CHUNKED + b"3\r\nabc\r\nno size\r\n",
+    "a chunk that is longer than it says": CHUNKED + b"3\r\nabcdef\r\n",
+    "a proxy's": b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a long head": b"POST %b HTTP/1.1\r\nHost: x\r\nCookie: " + b"x" * (8 * HEAD),
+    "long trailers": CHUNKED + b"3\r\nabc\r\n0\r\nTrailer: " + b"x" * (8 * HEAD),
+    "a long word behind a chunk's size": CHUNKED + b"3;" + b"x" * (8 * HEAD),
+    "nothing but empty lines": b"\r\n" * (4 * HEAD),
+}
 
 
 @pytest.fixture(scope="module")
 def served(small: Path) -> Iterator[tuple[str, FastAPI]]:
-    """The service on a socket."""
+    """The service on a socket, computing small batches on its loop."""
     with listening(configured(small, inline_us=1000)) as found:
         yield found
 
 
-def asking(sent: bytes, upgrade: str) -> bytes:
-    """A request that asks for another protocol."""
-    return sent.replace(b"Host: x\r\n", b"Host: x\r\n" + upgrade.encode(), 1)
+def counted(address: str, status: int) -> float:
+    """How many requests were answered so."""
+    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    wanted = [line for line in lines if line.startswith("vae_serve_requests_total") and f'status="{status}"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in wanted)
 
 
-@pytest.mark.parametrize("upgrade", [H2C, WEBSOCKET])
-@pytest.mark.parametrize("path", ["tiny/score", "tiny/encode", "tiny/nothing"])
-def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(
-    served: tuple[str, FastAPI], path: str, upgrade: str
+@pytest.mark.parametrize("path", [V1, V2])
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_is_refused_like_anything_else(
+    served: tuple[str, FastAPI], name: str, path: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As Java's client and curl --http2 ask with their first: whole, in pieces, by the express, in a pipeline."""
+    """With a problem, or an error on /v2, an id, and the end of the connection; counted, and no warning in the log."""
     address, app = served
-    wanted = httpx.post(f"{address}/v1/models/{path}", content=BODY, headers={"x-request-id": "one"})
-    asked = asking(request(BODY, path, x_request_id="one"), upgrade)
-    with connected(address) as caller:
-        for pieces in ([asked], [asked], [asked[:90], asked[90:-200], asked[-200:]], [asked * 3]):
-            for piece in pieces:
-                caller.sendall(piece)
-                time.sleep(0.01)  # so that they come one by one; whatever comes together is right too
-            for status, headers, found in answers(caller, 3 if pieces == [asked * 3] else 1):
-                assert (status, found) == (wanted.status_code, wanted.content)
-                assert "upgrade" not in headers
+    sent = BAD[name].replace(b"%b", path)
+    status = 431 if len(sent) > HEAD else 400
+    before = counted(address, status)
+    with caplog.at_level(logging.WARNING), connected(address) as caller:
+        caller.sendall(sent)
+        found, headers, text = answers(caller, 1)[0]
+        assert caller.recv(1) == b""
+    assert found == status
+    assert headers["connection"] == "close"
+    assert headers["x-request-id"]
+    assert "server-timing" in headers
+    if path == V2 and b"/v2" in sent and name != "a path past ASCII":
+        assert headers["content-type"] == "application/json"
+        assert list(json.loads(text)) == ["error"]
+    elif name != "a path past ASCII":
+        assert headers["content-type"] == "application/problem+json"
+        problem = json.loads(text)
+        assert (problem["status"], problem["request_id"]) == (status, headers["x-request-id"])
+        assert problem["detail"]
+    if sent.startswith(CHUNKED[:4]) and b"mine" in sent:
+        assert headers["x-request-id"] == "mine"
+    assert counted(address, status) == before + 1
+    assert not caplog.records
     wait_until(lambda: app.state.door.inside == 0)
 
 
-def test_a_chunked_body_after_such_a_head_is_read(served: tuple[str, FastAPI]) -> None:
-    """By the app."""
-    address, _ = served
-    wanted = httpx.post(f"{address}/v1/models/tiny/score", content=BODY).content
-    head = b"POST /v1/models/tiny/score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("step", [1000, 7])
+def test_what_is_owed_before_it_is_answered_first(served: tuple[str, FastAPI], name: str, step: int) -> None:
+    """However it arrives: two whole requests have their answers, at the front or not, and then comes the refusal."""
+    address, app = served
+    sent = request(GOOD) + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + BAD[name].replace(b"%b", V1)
     with connected(address) as caller:
-        caller.sendall(asking(head, H2C) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
-        status, _, found = answers(caller, 1)[0]
-        assert (status, found) == (200, wanted)
-        caller.sendall(request(BODY))
-        assert answers(caller, 1)[0][0] == 200
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, 4000, step):
+            caller.sendall(sent[start : min(start + step, 4000)])
+        caller.sendall(sent[4000:])
+        found = [status for status, _, _ in answers(caller, 3)]
+        assert caller.recv(1) == b""
+    assert found == [200, 200, 431 if len(BAD[name]) > HEAD else 400]
+    wait_until(lambda: app.state.door.inside == 0)
 
 
-MISREAD = [
-    "FOO {} HTTP/1.1\r\nHost: x\r\n\r\n",
-    "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
-    "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-    "POST {} HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
-    "POST {} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    "CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
-]
+def test_who_goes_on_sending_has_the_refusal(served: tuple[str, FastAPI]) -> None:
+    """Megabytes behind what can't be read are thrown away: closing on them would reset the answer."""
+    address, _ = served
+    with connected(address) as caller:
+        caller.sendall(CHUNKED.replace(b"%b", V1) + b"no size\r\n")
+        for _ in range(64):
+            caller.sendall(bytes(2**16))
+        assert [status for status, _, _ in answers(caller, 1)] == [400]
+        assert caller.recv(1) == b""
 
 
-@pytest.mark.parametrize("sent", MISREAD)
-@pytest.mark.parametrize("path", ["/v1/models/tiny/score", "/v2/models/tiny/infer"])
-def test_what_is_no_http_is_a_400_in_the_words_of_its_protocol(
-    served: tuple[str, FastAPI], path: str, sent: str
-) -> None:
-    """A problem, or the Open Inference Protocol's error where a path of it has been read; then the connection ends."""
+def test_a_refusal_that_was_given_is_the_only_answer(served: tuple[str, FastAPI]) -> None:
+    """A body that is refused by its head and then can't be read has one answer, and not two."""
     address, app = served
     with connected(address) as caller:
-        caller.sendall(sent.format(path).encode())
-        status, headers, text = answers(caller, 1)[0]
+        caller.sendall(CHUNKED.replace(b"%b", b"/v1/models/nobody/score"))
+        assert [status for status, _, _ in answers(caller, 1)] == [404]
+        caller.sendall(b"no size\r\n")
         assert caller.recv(1) == b""
-    assert (status, headers["connection"]) == (400, "close")
-    told = json.loads(text)
-    if path.startswith("/v2") and sent.startswith("POST"):
-        assert (headers["content-type"], set(told)) == ("application/json", {"error"})
-    else:
-        assert headers["content-type"] == "application/problem+json"
-        assert (told["status"], told["request_id"]) == (400, headers["x-request-id"])
+    wait_until(lambda: app.state.door.inside == 0)
+
+
+UPGRADES = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+    "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+}
+
+
+@pytest.mark.parametrize("name", UPGRADES)
+@pytest.mark.parametrize("step", [10**6, 7])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(
+    served: tuple[str, FastAPI], name: str, step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With and without a body, chunked or not, on a connection that goes on, and without a word in the log."""
+    address, app = served
+    wish = b"Host: x\r\n" + UPGRADES[name]
+    wanted = httpx.post(f"{address}{V1.decode()}", content=GOOD).content
+    whole = request(GOOD).replace(b"Host: x\r\n", wish)
+    chunked = CHUNKED.replace(b"%b", V1).replace(b"Host: x\r\n", wish) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    sent = (b"GET /livez HTTP/1.1\r\n" + wish + b"\r\n" + whole + chunked + request(GOOD)) * 2
+    with caplog.at_level(logging.WARNING), connected(address) as caller:
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), step):
+            caller.sendall(sent[start : start + step])
+        found = answers(caller, 8)
+    assert [status for status, _, _ in found] == [200] * 8
+    assert [text for _, _, text in found][1:4] == [wanted] * 3
+    assert not caplog.records
+    wait_until(lambda: app.state.door.inside == 0)
+
+
+def test_many_such_wishes_at_once_are_met_one_by_one(served: tuple[str, FastAPI]) -> None:
+    """Thousands in one piece of what arrives."""
+    address, _ = served
+    sent = b"GET /livez HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * 3000
+    with connected(address) as caller:
+        caller.sendall(sent)
+        assert [status for status, _, _ in answers(caller, 3000)] == [200] * 3000
+
+
+@pytest.mark.parametrize("path", ["score", "encode", "nothing"])
+def test_such_a_wish_changes_no_answer(served: tuple[str, FastAPI], path: str) -> None:
+    """The first time, the next, in pieces and in a row, of what the front meets and what it refuses."""
+    address, app = served
+    wanted = httpx.post(f"{address}/v1/models/tiny/{path}", content=GOOD, headers={"x-request-id": "one"})
+    asked = request(GOOD, f"tiny/{path}", x_request_id="one").replace(b"Host: x\r\n", b"Host: x\r\n" + UPGRADES["h2c"])
+    with connected(address) as caller:
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in (asked, asked, asked[:90], asked[90:-200], asked[-200:], asked * 3):
+            caller.sendall(piece)
+        for status, headers, found in answers(caller, 6):
+            assert (status, found) == (wanted.status_code, wanted.content)
+            assert "upgrade" not in headers
     wait_until(lambda: app.state.door.inside == 0)

@@ -13,9 +13,11 @@ import pytest
 
 from service.artifact import Array, Arrays, Graph
 from service.batcher import Answer, Batcher, BatchReport, Work
+from service.batcher.tickets import Ticket
 from service.cost import Cost
 from service.errors import EngineFailed, Late, NotReady, Overloaded, Problem
 from service.lanes import Lanes
+from tests.kit import until
 
 pytestmark = pytest.mark.anyio
 
@@ -228,6 +230,27 @@ async def test_a_failing_batch_fails_only_its_culprit_and_the_loop_lives() -> No
         assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
 
 
+async def test_who_leaves_while_a_culprit_is_looked_for_is_not_computed() -> None:
+    """After a batch that failed each is computed alone, one after the other: not who has gone by its turn."""
+    stub = Stub()
+    async with occupied(stub) as (batcher, held):
+        told: list[Answer | Problem] = []
+
+        def failed(found: Answer | Problem) -> None:
+            told.append(found)
+            batcher.drop(gone)
+
+        batcher.post(rows(13), failed)
+        stays, gone = batcher.post(rows(2), told.append), batcher.post(rows(3), told.append)
+        await settled()
+        stub.gate.set()
+        await held
+        assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
+        assert stays.settled
+    assert [type(found) for found in told] == [EngineFailed, Answer]
+    assert [3.0] not in [call["x"].ravel().tolist() for call in stub.calls]
+
+
 async def test_rows_that_do_not_fit_together_fail_their_culprit_not_the_loop() -> None:
     """A ticket of another width breaks the stacking; it alone is answered with the failure that it causes."""
 
@@ -412,6 +435,65 @@ async def test_a_newcomer_waits_for_no_more_of_others_than_it_brings() -> None:
         stub.gate.set()
         assert (await small).outputs["y"].item() == 2
         assert len((await large).outputs["y"]) == 100
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+async def test_the_door_and_the_room_agree_on_what_a_newcomer_waits(lanes: int) -> None:
+    """Who is refused before its body is read would be refused with it; and who is let in there is for its own rows."""
+    stub, pace, size = Stub(), 1.0, 8
+    stub.gate.clear()
+
+    def refused(asks: Callable[[float], Ticket | None], seconds: float) -> bool:
+        try:
+            found = asks(asyncio.get_running_loop().time() + seconds)
+        except Late:
+            return True
+        if found is not None:
+            batcher.drop(found)
+        return False
+
+    def door(deadline: float) -> None:
+        batcher.check(1, deadline)
+
+    def post(count: int) -> Callable[[float], Ticket]:
+        return lambda deadline: batcher.post(rows(*range(count)), lambda _: None, deadline=deadline)
+
+    async with served(stub, size=size, lanes=lanes, pace=pace, room=10**6) as batcher:
+        asked = []
+        for _ in range(lanes):
+            asked.append(ask(batcher, *[0.0] * size))
+            await settled()
+            await until(lambda: batcher.waiting == 0)
+        told: set[bool] = set()
+        for more in (1, size - 1, size, 1, 3 * size, 20 * size):
+            asked.append(ask(batcher, *[0.0] * more))
+            await settled()
+            batcher.beside = more  # who waits to become a ticket comes behind one that is posted now
+            for seconds in np.geomspace(0.5, 500, 60).tolist():
+                early = refused(door, seconds)
+                told.add(early)
+                assert not early or all(refused(post(count), seconds) for count in (1, size, size + 1, 50))
+                assert early or not refused(post(1), seconds + pace + 1e-3)
+        assert told == {True, False}
+        stub.gate.set()
+        await asyncio.gather(*asked)
+
+
+async def test_where_lanes_come_free_one_after_the_other_one_call_before_is_not_waited_for_to_its_end() -> None:
+    """Two lanes are taken and one call waits: a newcomer begins with the second lane that comes free, in that time."""
+    stub = Stub()
+    stub.gate.clear()
+    async with served(stub, pace=0.1, size=4, lanes=2) as batcher:
+        taken = [ask(batcher, *range(4)) for _ in range(2)]
+        await settled()
+        await until(lambda: batcher.waiting == 0)
+        taken.append(ask(batcher, *range(4)))
+        await settled()
+        deadline = asyncio.get_running_loop().time() + 0.85  # two calls of 0.4 s, one after the other, fit into it
+        batcher.check(1, deadline)
+        batcher.drop(batcher.post(rows(*range(4)), lambda _: None, deadline=deadline))
+        stub.gate.set()
+        await asyncio.gather(*taken)
 
 
 async def test_newcomers_who_would_wait_too_long_for_their_turn_are_refused() -> None:

@@ -92,6 +92,16 @@ def one(caller: socket.socket) -> tuple[int, dict[str, str], bytes]:
     return split(answer)
 
 
+def several(caller: socket.socket, count: int) -> list[int]:
+    """The statuses of the next answers on a connection, after which none comes as yet."""
+    start, text = b"HTTP/1.1 ", b""
+    while text.count(start) < count or not whole(text[text.rindex(start) :]):
+        part = caller.recv(65536)
+        assert part, f"cut off after {text!r}"
+        text += part
+    return [int(answer[:3]) for answer in text.split(start)[1:]]
+
+
 def whole(answer: bytes) -> bool:
     """Whether an answer has come to its end."""
     head, end, body = answer.partition(b"\r\n\r\n")
@@ -211,6 +221,29 @@ def test_all_whose_requests_are_in_a_worker_that_is_killed_are_told(small: Path)
         wait_until(lambda: found.metrics()[counted] == count + 1)
         wait_until(lambda: len(heirs(found)) == 2)
         assert found.ask().status_code == 200
+        assert found.end() == 0
+
+
+def test_who_asked_behind_an_answer_is_told_and_who_asked_nothing_is_not(small: Path) -> None:
+    """What came with a request that was answered since, all of it or half a head; empty lines are no request."""
+    livez = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    behind = asking(SEVEN), asking(SEVEN) + livez, asking(SEVEN)[:-1], asking()[:30]
+    with group(small, changed(STUCK), lanes="1", inline_us="0", timeout_ms="60000") as found, ExitStack() as stack:
+        callers = [stack.enter_context(calling(found, livez + livez + rest)) for rest in behind]
+        fronted = stack.enter_context(calling(found, asking(b"{") + livez + asking()[:30]))
+        silent = [stack.enter_context(calling(found, sends)) for sends in (livez, livez + b"\r\n", asking(b"{"))]
+        assert [several(caller, 2) for caller in callers] == [[200, 200]] * len(callers)
+        assert several(fronted, 2) == [400, 200]
+        assert [several(caller, 1) for caller in silent] == [[200], [200], [400]]
+        for caller in silent:
+            caller.sendall(b"\r\n\r\n")
+        wait_until(lambda: found.metrics()["vae_serve_requests_inside"] >= 3)
+        killed(found, "0", "1")
+        for caller in silent:
+            caller.sendall(b"\r\n")
+        for caller in [*callers, fronted]:
+            interrupted(rest(caller), "behind an answer")
+        assert {rest(caller) for caller in silent} == {b""}
         assert found.end() == 0
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,7 +25,8 @@ from prometheus_client import CollectorRegistry, Counter, values
 
 from service.metrics.group import Group as Metered
 from service.metrics.group import counts
-from service.workers import count, obstacle, plan, share
+from service.workers import count, member, obstacle, plan, share
+from service.workers.channel import Channel
 from tests.kit import COMMITTED, PATIENCE, answered, configured, copied, digits, program, refused, running, wait_until
 
 BODY = {"inputs": digits(4).tolist()}
@@ -273,6 +275,22 @@ def test_one_watch_takes_more_rows_than_a_turn_of_the_loop(pair: Group) -> None:
     wait_until(lambda: pair.metrics()[scored] == before + 1500)
     wait_until(lambda: pair.get("/v1/models/tiny")["drift"]["rows"] == before + 1500)
     assert pair.process.poll() is None
+
+
+@pytest.mark.anyio
+async def test_what_is_said_late_of_one_calibration_is_not_said_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that gave up waiting for the others asks of the next calibration by another number."""
+    monkeypatch.setattr(member, "PATIENCE", 0.01)
+    ours, theirs = Channel.pair()
+    asker = member.Member(0, 0, ours, [], None, (), tmp_path, None)
+    tiny: Any = SimpleNamespace(manifest=SimpleNamespace(name="tiny", version=1))
+    for _ in range(2):
+        await asker.told(tiny)
+    assert len({message.facts["serial"] for message in theirs.receive()}) == 2
+    ours.close()
+    theirs.close()
 
 
 def test_a_calibration_is_every_workers_once_it_is_answered(pair: Group) -> None:
