@@ -378,7 +378,7 @@ class Batcher:
 
     def _alone(self, piece: Piece) -> None:
         if piece.ticket.settled:  # its caller has gone meanwhile, or has its answer
-            self._lanes.give()
+            asyncio.get_running_loop().call_soon(self._lanes.give)  # not at once: others' turns would nest in this one
             return
         started = time.perf_counter()
 

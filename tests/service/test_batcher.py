@@ -245,10 +245,26 @@ async def test_who_leaves_while_a_culprit_is_looked_for_is_not_computed() -> Non
         await settled()
         stub.gate.set()
         await held
+        await until(lambda: stays.settled)
         assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
-        assert stays.settled
     assert [type(found) for found in told] == [EngineFailed, Answer]
     assert [3.0] not in [call["x"].ravel().tolist() for call in stub.calls]
+
+
+async def test_when_all_of_a_large_failed_batch_have_gone_the_lane_is_free_again() -> None:
+    """However many they are: each gives its turn on."""
+    stub, count = Stub(), 1000
+    async with served(stub, size=count + 1, room=2 * count) as batcher:
+        others: list[Ticket] = []
+
+        def failed(_: Answer | Problem) -> None:
+            for ticket in others:
+                batcher.drop(ticket)
+
+        batcher.post(rows(13), failed)
+        others += [batcher.post(rows(value), lambda _: None) for value in (2, *[3] * count)]
+        assert (await batcher.submit(rows(4))).outputs["y"].item() == 8
+        assert (await batcher.submit(rows(5))).outputs["y"].item() == 10
 
 
 async def test_rows_that_do_not_fit_together_fail_their_culprit_not_the_loop() -> None:
