@@ -112,13 +112,13 @@ def _options(cuda: OnCuda | None, weights: bytes | None) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # patterns are kept for every batch size seen, and never let go
     options.log_severity_level = 3
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # not from the arena
     if weights is not None:
         borrow(options, weights)
     if cuda:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # not from the arena
-        if cuda.shares and _has_an_arena(cuda.memory):
-            options.add_session_config_entry("session.use_env_allocators", "1")
+    if _arenas.has("Cuda", cuda.memory) if cuda and cuda.shares else cuda is None and _arenas.has("Cpu"):
+        options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
 
@@ -132,28 +132,42 @@ def borrow(options: ort.SessionOptions, weights: bytes) -> None:
     options.add_session_config_entry("session.disable_prepacking", "1")
 
 
-_sharing = threading.Lock()
-_shared: bool | None = None
+class _Arenas:
+    """One arena a device for all sessions of the process that may share it, each made when first asked for.
 
-
-def _has_an_arena(memory: int | None) -> bool:
-    """Whether there is one arena for all sessions of the process that capture no graph; made when first asked for.
-
-    A session that captures graphs keeps its own. A captured graph holds addresses of memory that its arena takes for
-    free, and would write into what another session has been given of it; for the same reason no arena is ever shrunk.
+    A session with an arena of its own keeps what its largest call has ever needed, so that memory would grow with each
+    graph that first meets a large batch; all of them together need no more than the calls that run at one time. A
+    session that captures CUDA graphs keeps its own none the less. A captured graph holds addresses of memory that its
+    arena takes for free, and would write into what another session has been given of it; for the same reason no arena
+    is ever shrunk.
     """
-    global _shared  # the runtime's environment is one a process, and takes an allocator once
-    with _sharing:
-        if _shared is None:
-            info = ort.OrtMemoryInfo("Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-            arena = ort.OrtArenaCfg({"max_mem": memory or 0, "arena_extend_strategy": 1})  # as much as is asked for
-            try:
-                ort.create_and_register_allocator_v2(CUDA, info, {}, arena)
-                _shared = True
-            except Exception as error:  # the runtime's exceptions share no base class
-                log.warning("each graph has an arena of its own on the device: %s", error)
-                _shared = False
-        return _shared
+
+    def __init__(self) -> None:
+        self._making = threading.Lock()
+        self._made: dict[str, bool] = {}  # the runtime's environment is one a process, and takes an allocator once
+
+    def has(self, device: Literal["Cpu", "Cuda"], most: int | None = None) -> bool:
+        """Whether there is one on a device, of so many bytes at most, or of as many as are asked for."""
+        with self._making:
+            if device not in self._made:
+                self._made[device] = self._make(device, most or 0)
+            return self._made[device]
+
+    def _make(self, device: str, most: int) -> bool:
+        info = ort.OrtMemoryInfo(device, ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        try:
+            if device == "Cpu":
+                ort.create_and_register_allocator(info, None)
+            else:
+                exact = ort.OrtArenaCfg({"max_mem": most, "arena_extend_strategy": 1})  # as much as is asked for
+                ort.create_and_register_allocator_v2(CUDA, info, {}, exact)
+        except Exception as error:  # the runtime's exceptions share no base class
+            log.warning("each graph has an arena of its own on %s: %s", device, error)
+            return False
+        return True
+
+
+_arenas = _Arenas()
 
 
 def _check_placement(session: ort.InferenceSession, name: str) -> None:
