@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             leave.set()
 
     leave = threading.Event()
-    command.settle()
+    command.settle(1)
     threading.Thread(target=ask, daemon=True).start()
     asyncio.run(until(leave, listener))
     report(found, asked.longest)

@@ -11,7 +11,6 @@ layer some more time on few rows.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -19,12 +18,12 @@ from typing import Literal
 import onnxruntime as ort
 
 from service.artifact import WEIGHTS, Graph
+from service.engine.memory import ARENAS, CPU, CUDA
 from service.engine.onnxfile import onnx_fault
 from service.errors import ArtifactRefused, DeviceUnavailable
 
 log = logging.getLogger(__name__)
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Algorithms = Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"]
 # Nodes that may stay on the CPU under `cuda`: those that make and move shapes, and compute nothing. The runtime tells
 # a node's op and not its types, so arithmetic on shapes can't be told from arithmetic on rows: no committed graph has
@@ -117,7 +116,7 @@ def _options(cuda: OnCuda | None, weights: bytes | None) -> ort.SessionOptions:
         borrow(options, weights)
     if cuda:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if _arenas.has("Cuda", cuda.memory) if cuda and cuda.shares else cuda is None and _arenas.has("Cpu"):
+    if ARENAS.has("Cuda", cuda.memory) if cuda and cuda.shares else cuda is None and ARENAS.has("Cpu"):
         options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
@@ -130,44 +129,6 @@ def borrow(options: ort.SessionOptions, weights: bytes) -> None:
     options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
     options.add_session_config_entry("session.disable_prepacking", "1")
-
-
-class _Arenas:
-    """One arena a device for all sessions of the process that may share it, each made when first asked for.
-
-    A session with an arena of its own keeps what its largest call has ever needed, so that memory would grow with each
-    graph that first meets a large batch; all of them together need no more than the calls that run at one time. A
-    session that captures CUDA graphs keeps its own none the less. A captured graph holds addresses of memory that its
-    arena takes for free, and would write into what another session has been given of it; for the same reason no arena
-    is ever shrunk.
-    """
-
-    def __init__(self) -> None:
-        self._making = threading.Lock()
-        self._made: dict[str, bool] = {}  # the runtime's environment is one a process, and takes an allocator once
-
-    def has(self, device: Literal["Cpu", "Cuda"], most: int | None = None) -> bool:
-        """Whether there is one on a device, of so many bytes at most, or of as many as are asked for."""
-        with self._making:
-            if device not in self._made:
-                self._made[device] = self._make(device, most or 0)
-            return self._made[device]
-
-    def _make(self, device: str, most: int) -> bool:
-        info = ort.OrtMemoryInfo(device, ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-        try:
-            if device == "Cpu":
-                ort.create_and_register_allocator(info, None)
-            else:
-                exact = ort.OrtArenaCfg({"max_mem": most, "arena_extend_strategy": 1})  # as much as is asked for
-                ort.create_and_register_allocator_v2(CUDA, info, {}, exact)
-        except Exception as error:  # the runtime's exceptions share no base class
-            log.warning("each graph has an arena of its own on %s: %s", device, error)
-            return False
-        return True
-
-
-_arenas = _Arenas()
 
 
 def _check_placement(session: ort.InferenceSession, name: str) -> None:

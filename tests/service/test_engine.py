@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -351,34 +349,6 @@ def test_the_bytes_of_a_graph_are_let_go(tiny: Artifact) -> None:
     """Once it is open the runtime has its own."""
     for session in engine.open_engine(tiny).sessions.values():
         assert session._model_bytes is None
-
-
-MEMORY = """
-from pathlib import Path
-import numpy as np
-from service import artifact, engine
-
-def own():
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
-
-tiny = artifact.read(Path("exported_models/tiny/1"))
-engines = [engine.open_engine(tiny) for _ in range(3)]
-x, noise = np.resize(tiny.golden["elbo.x"], (256, 8, 8)), np.zeros((128, 2), np.float32)
-before = own()
-for one in engines:
-    one.compute("elbo", {"x": x, "noise": noise})
-    print(own() - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks the kernel for its memory")
-def test_graphs_on_the_cpu_compute_in_the_same_memory() -> None:
-    """What one needed for a large call serves the next: memory doesn't grow with each that first meets one."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
-    first, *_, last = map(int, done.stdout.split())
-    assert first > 20_000
-    assert last < 1.2 * first
 
 
 def test_what_the_runtime_cannot_compute_is_an_engine_failure(tiny: Artifact) -> None:
