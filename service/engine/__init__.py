@@ -18,13 +18,14 @@ onnxfile     whether a file is one self-contained graph, and nothing that harms 
 from service.engine.bucketed import Bucketed
 from service.engine.golden import LOOSEST, check_golden, difference
 from service.engine.grid import Plan
-from service.engine.memory import CPU, CUDA, bound_heaps
+from service.engine.memory import ARENAS, CPU, CUDA, bound_heaps
 from service.engine.onnxfile import Hostile, look, onnx_fault
 from service.engine.opening import Device, may_be_cuda, open_engine
 from service.engine.plain import Engine
 from service.engine.sessions import borrow
 
 __all__ = [
+    "ARENAS",
     "CPU",
     "CUDA",
     "LOOSEST",
