@@ -15,7 +15,9 @@ from pathlib import Path
 from service import inventory, logs
 from service.ahead import Ahead, standard_opener
 from service.artifact import Manifest
+from service.engine import bound_heaps
 from service.errors import Problem
+from service.lanes import cores
 from service.settings import Settings, SettingsError, load
 from service.workers import Member, Source, Stock, Supervisor, count, obstacle, share
 
@@ -69,6 +71,7 @@ def serve(settings: Settings) -> int:
 
 def alone(settings: Settings, listeners: list[socket.socket]) -> int:
     """Serve in this process; the exit status. Models are opened while what serves them is imported."""
+    bound_heaps(1 + (settings.lanes or cores()))  # one for the loop and each lane
     ahead = Ahead(settings)
     from service.serving import work
 
@@ -82,7 +85,9 @@ def together(settings: Settings, listeners: list[socket.socket]) -> int:
 
     def member_work(member: Member) -> int:
         logs.configure(settings.log_level, settings.log_format, worker=member.name, pid=os.getpid())
-        return work(share(settings, len(listeners)), member.listeners, member=member)
+        own = share(settings, len(listeners))
+        bound_heaps(1 + own.lanes)
+        return work(own, member.listeners, member=member)
 
     source = Source(settings.models, standard_opener(settings), settings.state, settings.drift_false_alarm)
     return Supervisor(settings, Stock(source), listeners, member_work, interrupted).run()

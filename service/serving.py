@@ -52,7 +52,9 @@ def settle() -> None:
     """Have Python look for garbage seldom, and not among what is loaded by now."""
     gc.collect()
     gc.freeze()  # it stays; going through it again and again would only hold requests up
-    gc.set_threshold(50_000, 20, 50)  # a request leaves few cycles behind
+    # A request leaves few cycles behind. 5,000 objects are looked through in 0.3 ms; 50,000 take 17, in which nobody is
+    # answered, and are 5 MB that are waited for after the start is long over.
+    gc.set_threshold(5_000, 20, 50)
 
 
 async def run(

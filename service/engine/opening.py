@@ -20,8 +20,9 @@ from service.engine.bucketed import Bucketed
 from service.engine.cuda import GATE, Runtime
 from service.engine.golden import check_golden
 from service.engine.grid import DRAWS, Plan
+from service.engine.memory import CUDA
 from service.engine.plain import Engine
-from service.engine.sessions import CUDA, Algorithms, OnCuda, open_session
+from service.engine.sessions import Algorithms, OnCuda, open_session
 from service.engine.slot import DeviceBuffers, HostBuffers
 from service.engine.stage import PAIR, Stage, Uncaptured, tiled
 from service.errors import DeviceUnavailable

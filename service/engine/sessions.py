@@ -11,7 +11,6 @@ layer some more time on few rows.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -19,12 +18,12 @@ from typing import Literal
 import onnxruntime as ort
 
 from service.artifact import WEIGHTS, Graph
+from service.engine.memory import ARENAS, CPU, CUDA
 from service.engine.onnxfile import onnx_fault
 from service.errors import ArtifactRefused, DeviceUnavailable
 
 log = logging.getLogger(__name__)
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Algorithms = Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"]
 # Nodes that may stay on the CPU under `cuda`: those that make and move shapes, and compute nothing. The runtime tells
 # a node's op and not its types, so arithmetic on shapes can't be told from arithmetic on rows: no committed graph has
@@ -112,13 +111,13 @@ def _options(cuda: OnCuda | None, weights: bytes | None) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # patterns are kept for every batch size seen, and never let go
     options.log_severity_level = 3
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # not from the arena
     if weights is not None:
         borrow(options, weights)
     if cuda:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # not from the arena
-        if cuda.shares and _has_an_arena(cuda.memory):
-            options.add_session_config_entry("session.use_env_allocators", "1")
+    if ARENAS.has("Cuda", cuda.memory) if cuda and cuda.shares else cuda is None and ARENAS.has("Cpu"):
+        options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
 
@@ -130,30 +129,6 @@ def borrow(options: ort.SessionOptions, weights: bytes) -> None:
     options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
     options.add_session_config_entry("session.disable_prepacking", "1")
-
-
-_sharing = threading.Lock()
-_shared: bool | None = None
-
-
-def _has_an_arena(memory: int | None) -> bool:
-    """Whether there is one arena for all sessions of the process that capture no graph; made when first asked for.
-
-    A session that captures graphs keeps its own. A captured graph holds addresses of memory that its arena takes for
-    free, and would write into what another session has been given of it; for the same reason no arena is ever shrunk.
-    """
-    global _shared  # the runtime's environment is one a process, and takes an allocator once
-    with _sharing:
-        if _shared is None:
-            info = ort.OrtMemoryInfo("Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-            arena = ort.OrtArenaCfg({"max_mem": memory or 0, "arena_extend_strategy": 1})  # as much as is asked for
-            try:
-                ort.create_and_register_allocator_v2(CUDA, info, {}, arena)
-                _shared = True
-            except Exception as error:  # the runtime's exceptions share no base class
-                log.warning("each graph has an arena of its own on the device: %s", error)
-                _shared = False
-        return _shared
 
 
 def _check_placement(session: ort.InferenceSession, name: str) -> None:

@@ -404,3 +404,5 @@ class Connection(Grammar):
             self.entry.known.counter.drop(self.entry)
         if self.call is not None:
             self.call.gone()
+        self.call = self.running = None  # each holds this: they would wait together for the collector
+        self.cycle = None  # type: ignore[assignment]

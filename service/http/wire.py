@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -26,6 +27,7 @@ DIAGNOSED = 2**20  # bytes of a bad JSON body that are read again, slowly, to sa
 # Bytes of a compressed member that are looked at first. What follows a member's end is copied, so a window as long as
 # the body would make the work grow with the square of the number of members.
 WINDOW = 512
+NPY_HEAD = 10_000  # bytes of an npy file's header at most, which says no more than a shape and a dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,18 +316,15 @@ def _kind(value: object) -> str:
 
 def read_npy(body: bytes, name: str) -> Array:
     """The one array of an npy file, without a copy; nothing is ever unpickled."""
-    stream = io.BytesIO(body)
+    wide = body[6:7] != b"\x01"  # version 1 has two bytes for the length of its header, the others four
+    start = (12 if wide else 10) + int.from_bytes(body[8 : 12 if wide else 10], "little")
     try:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0), (3, 0)):
-            raise ValueError(version)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream, max_header_size=10_000)
+        shape, fortran, dtype = _npy_head(body[: min(start, NPY_HEAD)])
     except Exception:  # a header is parsed as Python, and fails in as many ways
         raise Malformed("the body is not an npy file: its header can't be read") from None
     if dtype.hasobject or dtype.names is not None or dtype.kind not in "iuf":
         raise invalid(f"/{name}", f"holds {dtype} where numbers are wanted")
-    start, size = stream.tell(), prod(shape) * dtype.itemsize
+    size = prod(shape) * dtype.itemsize
     if any(length < 0 for length in shape) or len(body) - start != size:
         raise Malformed(f"the npy header promises {size} bytes of data and {len(body) - start} follow")
     array = np.frombuffer(body, dtype, offset=start) if size else np.empty(0, dtype)
@@ -333,6 +332,18 @@ def read_npy(body: bytes, name: str) -> Array:
         return array.reshape(shape, order="F" if fortran else "C")
     except ValueError:
         raise Malformed(f"the npy header's shape of {len(shape)} axes is none that an array can have") from None
+
+
+@lru_cache(maxsize=64)  # few are sent, over and over; to parse one takes long, and leaves garbage in cycles
+def _npy_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape, whether it is in Fortran's order, and the dtype; an error of any kind where there is none."""
+    stream = io.BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(version)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream, max_header_size=NPY_HEAD)
+    return shape, fortran, dtype
 
 
 # ---------------------------------------------------------------- writing

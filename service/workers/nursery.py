@@ -22,6 +22,7 @@ from pathlib import Path
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.debts import Debts
+from service.engine import ARENAS
 from service.metrics.group import count_interrupted
 from service.models import find
 from service.workers import heir
@@ -99,6 +100,7 @@ class Nursery:
         sys.stdout.flush()
         sys.stderr.flush()
         gc.collect()
+        ARENAS.give_back()  # what nobody uses would be had once more by each who begins to
         gc.freeze()  # the collector would write into every page that it looks at
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         pid = os.fork()

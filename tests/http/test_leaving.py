@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import socket
@@ -14,7 +15,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.kit import Gate, configured, digits, listening, wait_until
+from service.http.front import Connection
+from tests.kit import NPY, Gate, configured, digits, listening, npy, wait_until
 
 LIMIT = 2**20
 
@@ -182,3 +184,27 @@ def test_a_client_that_leaves_with_more_than_one_request_underway_costs_nothing(
         assert client.post("/v1/models/tiny/score", content=body).status_code == 200
         assert 'operation="score",status="499"} 1.0' in client.get("/metrics").text
     assert not caplog.records
+
+
+def test_a_connection_that_has_ended_is_gone_at_once(gated: tuple[str, FastAPI, Gate]) -> None:
+    """It isn't left to the collector, which looks seldom: memory would grow until then."""
+    address, _, _ = gated
+    bodies: list[tuple[bytes, str]] = [
+        (_score(1), "application/json"),
+        (b"{", "application/json"),
+        (npy(digits(2)), NPY),
+    ]
+
+    def kept() -> int:
+        return sum(isinstance(one, Connection) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        for body, form in bodies * 2:
+            with httpx.Client(base_url=address) as client:
+                client.get("/livez")
+                client.post("/v1/models/tiny/score", content=body, headers={"content-type": form})
+        wait_until(lambda: kept() == 0)
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 from pathlib import Path
@@ -14,6 +15,8 @@ import zstandard
 from numpy.testing import assert_array_equal
 
 from service.artifact import Array
+from service.errors import Malformed
+from service.http import wire
 from tests.kit import JSON, NPY, NPZ, House, answered, configured, digits, golden_rows, npy, open_house, refused
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +69,30 @@ async def test_npy_of_any_number_type_gives_the_bits_that_json_gives(house: Hous
 async def test_every_version_of_npy_is_read(house: House, version: tuple[int, int]) -> None:
     """NumPy writes three versions of its header."""
     assert answered(await house.send("tiny/encode", npy(X, version), content_type=NPY))["version"] == 1
+
+
+def test_an_npy_file_like_the_one_before_leaves_nothing_for_the_collector() -> None:
+    """NumPy reads a header as Python, in cycles that would wait for it; the same one isn't read again."""
+    body = npy(X)
+    wire.read_npy(body, "inputs")
+    gc.collect()
+    for _ in range(10):
+        assert_array_equal(wire.read_npy(body, "inputs"), X)
+    assert gc.collect() == 0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(b"", b"\x93NUMPY", b"\x93NUMPY\x01", b"\x93NUMPY\x01\x00\xff", b"\x93NUMPY\x02\x00\xff\xff\xff\xff"),
+        *(b"\x93NUMPY\x04\x00\x02\x00\x00\x00{}", npy(X).replace(b"(3,", b"(4,")[:40]),
+        npy(X)[:8] + (20_000).to_bytes(2, "little") + npy(X)[10:127].ljust(20_000) + X.tobytes(),
+    ],
+)
+def test_an_npy_file_whose_header_ends_or_never_does_is_malformed(head: bytes) -> None:
+    """However little there is of it, or much."""
+    with pytest.raises(Malformed, match="not an npy file"):
+        wire.read_npy(head, "inputs")
 
 
 @pytest.mark.parametrize("model", ["mnist", "breast-cancer"])
