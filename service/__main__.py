@@ -73,9 +73,12 @@ def alone(settings: Settings, listeners: list[socket.socket]) -> int:
     """Serve in this process; the exit status. Models are opened while what serves them is imported."""
     share_heaps(settings)
     ahead = Ahead(settings)
-    from service.serving import work
+    try:
+        from service.serving import work
 
-    return work(settings, listeners, ahead=ahead)
+        return work(settings, listeners, ahead=ahead)
+    finally:
+        ahead.close()  # or the interpreter would wait for all that isn't opened yet
 
 
 def together(settings: Settings, listeners: list[socket.socket]) -> int:

@@ -116,8 +116,9 @@ class Repository:
             async with free:
                 digest = await asyncio.to_thread(self._look, key)
                 await self._open(key, take)
-                if (served := self._models.served(key)) and served.digest != digest:
-                    del self._seen[key]  # it was opened before that look, and has changed since: the next one sees it
+                served = self._models.served(key)
+                if served is None or served.digest != digest:  # opened before that look, it may have changed since
+                    del self._seen[key]
 
         async with self._turn:
             opening = [asyncio.create_task(open_one(*item)) for item in sorted(shelf.items(), key=lambda item: item[0])]

@@ -91,6 +91,7 @@ async def run(
     app.state.models.close()
     server.should_exit = True
     await serving
+    app.state.front.books.end()
     status = 1 if door.fault or not server.started else 0
     if door.fault:
         print(f"vae-serve: {door.fault}", file=sys.stderr)

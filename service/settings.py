@@ -106,8 +106,8 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON lines")
     access_log: Literal["none", "errors", "all"] = Field(
         "errors",
-        description="which requests get a line in the log; with `errors` at most 16 a second of each status, and then "
-        "how many more there were",
+        description="which requests get a line in the log; with `errors` at most 16 a second of each status and "
+        "process, and then how many more there were",
     )
     welcome: bool = Field(True, description="once ready, print on standard output where to go next")
 

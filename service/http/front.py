@@ -339,12 +339,12 @@ class Connection(Grammar):
         """A request's head is here: is it one for the front?"""
         if self.upgrades:
             return
-        self.headed, self.barren = True, 0
         if self.noting is not None:
             self.noting.speaks(self.url.startswith(b"/v2"))
         if self.parser.get_method() == b"POST" and (self.cycle is None or self.cycle.response_complete):
             url, _, query = self.url.partition(b"?")
             if (route := self.front.route(url)) and (heads := self._heads()) is not None:
+                self.headed, self.barren = True, 0
                 self.call = Call(self, route, heads, query)
                 self.cycle = self.call  # type: ignore[assignment]
                 self.left = int(heads.get(b"content-length", b"0"))

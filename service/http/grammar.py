@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
-from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -134,8 +134,14 @@ class Grammar(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request's head is here."""
         if not self.upgrades:
+            self._root()
             super().on_headers_complete()
-            self.headed, self.barren = True, 0
+            self.headed, self.barren = True, 0  # not before: what can't be told from a target is no request yet
+
+    def _root(self) -> None:
+        """A target of a host alone, as a proxy is sent it, is that host's root (RFC 9112, 3.2)."""
+        if not self.url.startswith((b"/", b"*")) and not (target := parse_url(self.url)).path:
+            self.url = b"/" if target.query is None else b"/?" + target.query
 
     def on_body(self, body: bytes) -> None:
         """Some of a body is here."""

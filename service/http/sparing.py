@@ -19,22 +19,23 @@ class Sparing:
         self._most, self._say = most, say
         self._counts: dict[str, int] = {}
         self._began = -math.inf
-        self._telling = False
+        self._telling: asyncio.TimerHandle | None = None
 
     def admits(self, kind: str) -> bool:
         """Whether a line of a kind is written; to be asked on the event loop."""
         loop = asyncio.get_running_loop()
-        if not self._telling and loop.time() >= self._began + SECOND:
+        if self._telling is None and loop.time() >= self._began + SECOND:
             self._counts, self._began = {}, loop.time()
         count = self._counts[kind] = self._counts.get(kind, 0) + 1
-        if count > self._most and not self._telling:
-            self._telling = True
-            loop.call_at(self._began + SECOND, self.tell)
+        if count > self._most and self._telling is None:
+            self._telling = loop.call_at(self._began + SECOND, self.tell)
         return count <= self._most
 
     def tell(self) -> None:
-        """Say what was left out, and begin again."""
-        counts, self._counts, self._telling = self._counts, {}, False
+        """Say what was left out, and begin again; also to be called at the end."""
+        if self._telling is not None:
+            self._telling.cancel()
+        counts, self._counts, self._telling = self._counts, {}, None
         self._began = -math.inf
         for kind, count in counts.items():
             if count > self._most:

@@ -156,13 +156,20 @@ class Books:
             "rows": visit.rows,
             "ms": round(seconds * 1e3, 3),
         }
-        level = logging.WARNING if visit.status >= 500 else logging.INFO
-        log.log(level, "request", extra={"fields": fields})
+        log.log(_level(visit.status), "request", extra={"fields": fields})
+
+    def end(self) -> None:
+        """Nothing more is written down: say which lines were left out."""
+        self._sparing.tell()
 
 
 def _left_out(status: str, count: int) -> None:
     """Say how many requests have no line of their own."""
-    log.info("more requests", extra={"fields": {"status": int(status), "count": count}})
+    log.log(_level(int(status)), "more requests", extra={"fields": {"status": int(status), "count": count}})
+
+
+def _level(status: int) -> int:
+    return logging.WARNING if status >= 500 else logging.INFO
 
 
 class Telemetry:

@@ -27,7 +27,8 @@ DIAGNOSED = 2**20  # bytes of a bad JSON body that are read again, slowly, to sa
 # Bytes of a compressed member that are looked at first. What follows a member's end is copied, so a window as long as
 # the body would make the work grow with the square of the number of members.
 WINDOW = 512
-NPY_HEAD = 10_000  # bytes of an npy file's header at most, which says no more than a shape and a dtype
+NPY_HEAD = 1024  # bytes of an npy file's header at most; a shape and a dtype take 200, and it is parsed as Python
+AXES, LONGEST = 64, 1 << 63  # that an array of NumPy has at most, and what their lengths stay below
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +325,16 @@ def read_npy(body: bytes, name: str) -> Array:
         raise Malformed("the body is not an npy file: its header can't be read") from None
     if dtype.hasobject or dtype.names is not None or dtype.kind not in "iuf":
         raise invalid(f"/{name}", f"holds {dtype} where numbers are wanted")
+    if len(shape) > AXES or any(type(length) is not int or not 0 <= length < LONGEST for length in shape):
+        raise Malformed(f"the npy header's shape of {len(shape)} axes is none that an array can have")
     size = prod(shape) * dtype.itemsize
-    if any(length < 0 for length in shape) or len(body) - start != size:
-        raise Malformed(f"the npy header promises {size} bytes of data and {len(body) - start} follow")
+    if len(body) - start != size:
+        promised = f"{size}" if size < LONGEST else "too many"
+        raise Malformed(f"the npy header promises {promised} bytes of data and {len(body) - start} follow")
     array = np.frombuffer(body, dtype, offset=start) if size else np.empty(0, dtype)
     try:
         return array.reshape(shape, order="F" if fortran else "C")
-    except ValueError:
+    except ValueError:  # of no elements, and of lengths past what can be
         raise Malformed(f"the npy header's shape of {len(shape)} axes is none that an array can have") from None
 
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from service.http.grammar import HEAD
 from tests.http.test_front import answers, connected, request
-from tests.kit import configured, digits, listening, wait_until
+from tests.kit import PATIENCE, Gate, configured, digits, listening, wait_until
 
 GOOD = json.dumps({"inputs": digits(3).tolist()}).encode()
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -29,6 +29,8 @@ BAD = {
     "a line that is no header": b"POST %b HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n",
     "a length that is none": b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
     "two lengths": b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "a target without a host": b"POST http:///x HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a target that is none": b"GET http://[:: HTTP/1.1\r\nHost: x\r\n\r\n",
     "a path past ASCII": b"POST %b\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     "a chunk without a size": CHUNKED + b"3\r\nabc\r\nno size\r\n",
     "a chunk that is longer than it says": CHUNKED + b"3\r\nabcdef\r\n",
@@ -178,3 +180,36 @@ def test_such_a_wish_changes_no_answer(served: tuple[str, FastAPI], path: str) -
             assert (status, found) == (wanted.status_code, wanted.content)
             assert "upgrade" not in headers
     wait_until(lambda: app.state.door.inside == 0)
+
+
+@pytest.mark.parametrize("name", ["a target without a host", "a target that is none", "no request"])
+def test_what_is_computed_is_answered_though_the_next_cannot_be_read(
+    small: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request at the front, and a chunked one, has its own answer while nonsense waits behind it."""
+    gate = Gate()
+    chunked = CHUNKED.replace(b"%b", V1) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    with listening(configured(small), opener=gate.opener) as (address, app):
+        for sent in (request(GOOD), chunked):
+            gate.shut()
+            with caplog.at_level(logging.WARNING), connected(address) as caller:
+                caller.sendall(sent)
+                assert gate.waits.wait(PATIENCE)
+                caller.sendall(BAD[name])
+                wait_until(lambda: app.state.front.books.door.inside >= 1)
+                gate.open()
+                assert [status for status, _, _ in answers(caller, 2)] == [200, 400]
+                assert caller.recv(1) == b""
+    assert not [
+        record for record in caplog.records if record.name != "service.footing"
+    ]  # which finds drift, and is right
+
+
+@pytest.mark.parametrize("target", ["http://x", "http://x?a=b", "http://x/livez"])
+def test_a_target_may_name_the_host(served: tuple[str, FastAPI], target: str) -> None:
+    """As a proxy is asked; that of a host alone is its root."""
+    address, _ = served
+    with connected(address) as caller:
+        caller.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        status, headers, _ = answers(caller, 1)[0]
+    assert (status, headers.get("location")) == ((200, None) if target.endswith("livez") else (307, "/docs"))

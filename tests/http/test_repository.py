@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import orjson
@@ -20,13 +20,14 @@ from starlette.requests import Request
 from tritonclient.utils import InferenceServerException
 
 from service import artifact
-from service.app import ELSEWHERE
+from service.ahead import Ahead
+from service.app import ELSEWHERE, build
 from service.artifact import Artifact
 from service.engine import Engine, open_engine
 from service.errors import Malformed, Unauthorised
 from service.http.admin import Admin
 from service.http.telemetry import Visit
-from service.models import Model
+from service.models import Model, Shelf
 from tests.kit import (
     PATIENCE,
     Gate,
@@ -566,3 +567,16 @@ def test_a_folder_is_polled_where_that_is_set(tiny: Path) -> None:
     with listening(configured(tiny, poll_s=0.01)) as (address, _):
         copied("tiny", tiny, version=2)
         wait_until(lambda: httpx.get(f"{address}/v1/models").json()[0]["versions"] == [1, 2])
+
+
+@pytest.mark.anyio
+async def test_what_was_refused_before_the_first_look_is_looked_at_again(tiny: Path) -> None:
+    """What is opened while the service is imported may be written to the end meanwhile: nobody saw it change."""
+
+    class Early:
+        def look(self) -> Shelf:
+            return {("tiny", 1): lambda: "it is not all there yet"}
+
+    app = build(configured(tiny, poll_s=0.01), ahead=cast(Ahead, Early()))
+    async with app.router.lifespan_context(app):
+        await until(lambda: app.state.models.served(("tiny", 1)) is not None)

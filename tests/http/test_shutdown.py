@@ -260,3 +260,17 @@ def test_whoever_ends_while_models_are_opened_opens_no_more(tmp_path: Path) -> N
         process.stdin.close()
         assert _ended(process) == 0
         assert "opening" not in process.stdout.read()
+
+
+def test_whatever_ends_the_start_opens_no_more(tmp_path: Path) -> None:
+    """What is imported beside may fail, or be interrupted: the interpreter waits for who opens, and not for the rest."""
+    for version in (1, 2, 3, 4):
+        copied("slow", tmp_path, version=version)
+    code = SLOW.replace("import sys", "import sys; sys.modules['service.serving'] = None")
+    settings = environment(models=str(tmp_path), port="0", device="cpu", lanes="1")
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    done = subprocess.run(
+        command, cwd=ROOT, env=settings, stdin=subprocess.DEVNULL, stdout=pipe, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout.count("opening") <= 1

@@ -132,3 +132,18 @@ async def test_what_was_left_out_is_said_once_its_second_is_over() -> None:
     assert [lines.admits("a") for _ in range(3)] == [True, False, False]
     assert await asyncio.wait_for(said, PATIENCE) == ("a", 2)
     assert lines.admits("a")
+
+
+async def test_what_was_left_out_is_said_at_the_end_and_as_loudly(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends within the second says it before; of failures it is a warning, as each of them is."""
+    books = house.app.state.front.books
+    monkeypatch.setattr(books, "_sparing", sparing.Sparing(1, books._sparing._say))
+    for status in ("503", "503", "503", "404", "404"):
+        books._sparing.admits(status)
+    with caplog.at_level(logging.WARNING, "service.access"):
+        books.end()
+    (record,) = [record for record in caplog.records if record.name == "service.access"]
+    line = json.loads(JsonLines().format(record))
+    assert (line["level"], line["message"], line["status"], line["count"]) == ("warning", "more requests", 503, 2)

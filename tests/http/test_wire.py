@@ -369,3 +369,23 @@ async def test_npz_answers_open_without_pickle(house: House) -> None:
     with np.load(io.BytesIO(response.content), allow_pickle=False) as archive:
         assert str(archive["model"]) == "tiny"
         assert archive["elbo"].dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "(True, True)",
+        "(-1, 8)",
+        f"({'9' * 4000}, {'9' * 4000})",
+        f"({'9' * 30},)",
+        "(1,) * 3",
+        f"({'1, ' * 65})",
+        "(2.0,)",
+    ],
+)
+def test_a_shape_that_no_array_has_is_malformed(shape: str) -> None:
+    """Lengths that are truth values, below nothing or past what can be counted, and more axes than there may be."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}".encode()
+    body = b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text + bytes(64)
+    with pytest.raises(Malformed):
+        wire.read_npy(body, "inputs")
