@@ -105,7 +105,7 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_house(settings: Settings, *, opener: Opener | None = None, ready: bool = True) -> AsyncIterator[House]:
-    """The service with its lifespan, and unless told otherwise once it is ready."""
+    """The service with its lifespan, and unless told otherwise once it is ready and nothing is opened any more."""
     app = build(settings, opener=opener)
     transport = httpx.ASGITransport(app)
     async with (
@@ -115,6 +115,7 @@ async def open_house(settings: Settings, *, opener: Opener | None = None, ready:
         house = House(app, client)
         if ready:
             await until_status(house, 200)
+            await until(lambda: app.state.models.settled)
         yield house
 
 
@@ -146,7 +147,7 @@ async def until_loaded(house: House) -> httpx.Response:
 
 @contextmanager
 def listening(settings: Settings, *, opener: Opener | None = None) -> Iterator[tuple[str, FastAPI]]:
-    """The service on a free loopback port, in a thread with its own loop; its address, once it is ready."""
+    """The service on a free loopback port, in a thread with its own loop; its address, once all is opened and ready."""
     app = build(settings, opener=opener)
     server = Announced(
         uvicorn.Config(
@@ -163,7 +164,7 @@ def listening(settings: Settings, *, opener: Opener | None = None) -> Iterator[t
     try:
         assert server.listens.wait(PATIENCE)
         address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200 and app.state.models.settled)
         yield address, app
     finally:
         server.should_exit = True

@@ -263,7 +263,7 @@ def test_whoever_ends_while_models_are_opened_opens_no_more(tmp_path: Path) -> N
 
 
 def test_whatever_ends_the_start_opens_no_more(tmp_path: Path) -> None:
-    """What is imported beside may fail, or be interrupted: the interpreter waits for who opens, and not for the rest."""
+    """What is imported beside may fail, or be interrupted: the interpreter waits for who opens, not for the rest."""
     for version in (1, 2, 3, 4):
         copied("slow", tmp_path, version=version)
     code = SLOW.replace("import sys", "import sys; sys.modules['service.serving'] = None")

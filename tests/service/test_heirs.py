@@ -29,11 +29,11 @@ class Caught(engine.Engine):
             WHAT
         return super().compute(graph, feeds)
 
-def caught(found, device, opened=app.open_engine):
+def caught(found, device, opened=ahead.open_engine):
     engine = opened(found, device)
     return Caught(engine.device, engine.providers, engine.fallback, engine.sessions)
 
-app.open_engine = caught
+ahead.open_engine = caught
 """
 STUCK = CAUGHT.replace("WHAT", "threading.Event().wait()")
 CRASHES = CAUGHT.replace("WHAT", "os.kill(os.getpid(), signal.SIGSEGV)")
