@@ -15,7 +15,7 @@ from pathlib import Path
 from service import inventory, logs
 from service.ahead import Ahead, standard_opener
 from service.artifact import Manifest
-from service.engine import bound_heaps
+from service.engine import bound_heaps, may_be_cuda
 from service.errors import Problem
 from service.lanes import cores
 from service.settings import Settings, SettingsError, load
@@ -70,15 +70,19 @@ def serve(settings: Settings) -> int:
 
 
 def alone(settings: Settings, listeners: list[socket.socket]) -> int:
-    """Serve in this process; the exit status. Models are opened while what serves them is imported."""
+    """Serve in this process; the exit status. Models are opened while what serves them is imported.
+
+    Not on a device, whose calls are timed by the clock: who imports would hold them up.
+    """
     share_heaps(settings)
-    ahead = Ahead(settings)
+    ahead = None if may_be_cuda(settings.device) else Ahead(settings)
     try:
         from service.serving import work
 
         return work(settings, listeners, ahead=ahead)
     finally:
-        ahead.close()  # or the interpreter would wait for all that isn't opened yet
+        if ahead:
+            ahead.close()  # or the interpreter would wait for all that isn't opened yet
 
 
 def together(settings: Settings, listeners: list[socket.socket]) -> int:
