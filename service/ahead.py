@@ -20,7 +20,7 @@ class Ahead:
 
     def __init__(self, settings: Settings) -> None:
         shelf = on_disk(settings.models, standard_opener(settings), settings.state, settings.drift_false_alarm)
-        self._pool = pool = ThreadPoolExecutor(together(settings), "ahead")
+        self._pool = pool = ThreadPoolExecutor(at_once(settings), "ahead")
         self._shelf = {key: pool.submit(take).result for key, take in sorted(shelf.items(), key=lambda item: item[0])}
         pool.shutdown(wait=False)  # its threads go once all is opened
 
@@ -42,6 +42,6 @@ def standard_opener(settings: Settings) -> Opener:
     return opener if plan == Plan() else partial(opener, plan=plan)
 
 
-def together(settings: Settings) -> int:
+def at_once(settings: Settings) -> int:
     """How many artifacts are opened at the same time at the start; a device's are captured one by one."""
     return 1 if may_be_cuda(settings.device) else min(settings.lanes or cores(), cores())

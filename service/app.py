@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
-from service.ahead import Ahead, standard_opener, together
+from service.ahead import Ahead, at_once, standard_opener
 from service.artifact import Manifest
 from service.batcher import BatchReport
 from service.door import Door
@@ -153,7 +153,7 @@ def _workshop(settings: Settings, opener: Opener, lanes: Lanes, metrics: Metrics
         settings.waiting,
         settings.waiting_ms / 1e3,
         settings.inline_us / 1e6,
-        together(settings),
+        at_once(settings),
         partial(_count_batch, metrics),
         partial(_count_model, metrics),
         refused=partial(_count_refused, metrics),

@@ -25,7 +25,6 @@ from tests.kit import (
     npy,
     open_house,
     refused,
-    until_loaded,
 )
 
 pytestmark = pytest.mark.anyio
@@ -257,7 +256,6 @@ async def test_the_encoder_is_asked_only_where_a_score_needs_it(models: Path) ->
     """An artifact without a density of states costs one graph; with one, two, at the same time."""
     gate = Gate()
     async with open_house(configured(models, required="tiny,plain"), opener=gate.opener) as house:
-        await until_loaded(house)  # the others pass the gate too
         for model, graphs in (("plain", {"elbo"}), ("tiny", {"elbo", "encoder"})):
             gate.calls.clear()
             await house.answer(f"{model}/score", {"inputs": digits(1).tolist()})
